@@ -1,0 +1,1 @@
+"""Where checkpoints are found by name, and where results go."""

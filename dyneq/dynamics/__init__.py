@@ -1,0 +1,1 @@
+"""Residuals, relaxation, roots and linearisation of a system."""

@@ -1,0 +1,157 @@
+"""EquilibriumBlock: one weight-tied block whose state is relaxed, and its binding to a batch of tokens."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dyneq.errors import DyneqError
+from dyneq.systems.protocol import Product, Structure, System, Time
+
+
+class EquilibriumBlock(nn.Module):
+    """Base of blocks on ``[sample, token, channel]`` states whose input is a batch of token indices.
+
+    Subclasses give the force, the embedding, the read-out and the parameter groups.
+
+    Attributes:
+        config: Everything that defines the block but its weights; plain values, stored in checkpoints.
+        eps: Default step size of the relaxation.
+        causal: Whether the force is causal over tokens.
+    """
+
+    config: BaseModel
+    eps: float
+    causal: bool = True
+
+    @abstractmethod
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the input x ``[sample, token, channel]`` of token indices ``[sample, token]``."""
+
+    @abstractmethod
+    def force(self, z: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return F(z; x), see :meth:`dyneq.systems.protocol.System.force`."""
+
+    @abstractmethod
+    def logits(self, z: Tensor) -> Tensor:
+        """Return the read-out ``[sample, token, vocabulary]`` of the state."""
+
+    @abstractmethod
+    def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Return the parameters by group (attn, ffn, ln, emb, head)."""
+
+    @abstractmethod
+    def branches(self, z: Tensor) -> dict[str, Tensor]:
+        """Return the state-dependent branches of the force, each of the shape of ``z``."""
+
+    @abstractmethod
+    def linearize(self, z: Tensor, tokens_only: bool) -> tuple[Product, Product]:
+        """Return the products with the Jacobian at ``z`` and its transpose, whole or token-diagonal."""
+
+    @abstractmethod
+    def token_force(self, token: int, context: Tensor, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return ``z_t -> F_t`` with the tokens before ``token`` held at ``context``."""
+
+    def bind(self, tokens: Tensor, targets: Tensor | None = None, *, eps: float | None = None) -> "BoundBlock":
+        """Return the system of this block on a batch.
+
+        Args:
+            tokens: Token indices ``[sample, token]``.
+            targets: Next-token indices of the same shape; with them the system has a loss.
+            eps: Step size; the block's default if None.
+
+        Raises:
+            DyneqError: If the indices do not fit the block.
+        """
+        return BoundBlock(self, tokens, targets, self.eps if eps is None else eps)
+
+
+class BoundBlock(System):
+    """An :class:`EquilibriumBlock` with its weights as they are now and one batch of tokens."""
+
+    time = Time.FLOW
+
+    def __init__(self, block: EquilibriumBlock, tokens: Tensor, targets: Tensor | None, eps: float) -> None:
+        if tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.shape[0] == 0:
+            raise DyneqError(
+                f"a block is bound to token indices of shape [sample, token] and type int64, but got shape "
+                f"{list(tokens.shape)} and {tokens.dtype}; pass a batch of at least one sample"
+            )
+        if targets is not None and targets.shape != tokens.shape:
+            raise DyneqError(
+                f"targets must have the shape of the tokens, {list(tokens.shape)}, but have {list(targets.shape)}; "
+                "shift the text by one token to make them"
+            )
+        self.block, self.tokens, self.targets, self.eps = block, tokens, targets, float(eps)
+        self.structure = Structure(token_axis=1, causal=block.causal)
+        self.name = type(block).__name__
+        self.has_loss = targets is not None
+        # embedded now, after any weights were loaded: a cached x from before loading is a trap the log fell into
+        self.x = block.embed(tokens)
+
+    def force(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return F(z) ``[sample, token, channel]``; see the base class for ``context``."""
+        return self.block.force(z, self.x, context)
+
+    def initial_state(self) -> Tensor:
+        """Return z_0 = x, the embedded input."""
+        return self.x
+
+    def loss(self, z: Tensor) -> Tensor:
+        """Return the mean cross-entropy of each sample ``[sample]``, nats per token.
+
+        Raises:
+            DyneqError: If the block was bound without targets.
+        """
+        return self.token_loss(z).mean(-1)
+
+    def token_loss(self, z: Tensor) -> Tensor:
+        """Return the cross-entropy at every token ``[sample, token]``, nats.
+
+        Raises:
+            DyneqError: If the block was bound without targets.
+        """
+        if self.targets is None:
+            raise DyneqError(f"{self.name} was bound without targets, so it has no loss; pass targets to bind()")
+        logits = self.block.logits(z)
+        return functional.cross_entropy(logits.flatten(0, 1), self.targets.flatten(), reduction="none").view(
+            self.targets.shape
+        )
+
+    def parameter_groups(self) -> dict[str, dict[str, Tensor]]:
+        """Return the block's parameters by group."""
+        return {group: dict(members) for group, members in self.block.parameter_groups().items()}
+
+    def branches(self, z: Tensor) -> dict[str, Tensor]:
+        """Return the attention and feed-forward branches at ``z``."""
+        return self.block.branches(z)
+
+    def select(self, samples: Tensor) -> "BoundBlock":
+        """Return the same block bound to some of the samples, indices ``[k]``."""
+        targets = None if self.targets is None else self.targets[samples]
+        return BoundBlock(self.block, self.tokens[samples], targets, self.eps)
+
+    def linearize(self, z: Tensor) -> tuple[Product, Product]:
+        """Return the products with the whole Jacobian at ``z`` and with its transpose."""
+        return self.block.linearize(z, tokens_only=False)
+
+    def linearize_tokens(self, z: Tensor) -> tuple[Product, Product]:
+        """Return the products with the token-diagonal Jacobian at ``z`` and with its transpose.
+
+        Raises:
+            DyneqError: If the block is not causal.
+        """
+        self.require_causal("the token-diagonal Jacobian")
+        return self.block.linearize(z, tokens_only=True)
+
+    def token_force(self, token: int, context: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return ``z_t -> F_t`` with the earlier tokens' keys and values computed once.
+
+        Raises:
+            DyneqError: If the block is not causal.
+        """
+        self.require_causal("the force on one token")
+        return self.block.token_force(token, context, self.x)

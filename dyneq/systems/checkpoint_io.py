@@ -1,0 +1,223 @@
+"""Reading and writing checkpoint files safely: ``.pt`` (never unpickling code) and ``.safetensors``."""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import uuid
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dyneq.errors import DyneqError
+from dyneq.systems.checkpoint import FORMAT, Checkpoint, EvaluationBatch, build_block, load_weights
+from dyneq.systems.vocabulary import CharacterVocabulary
+
+REQUIRED = ("format", "config", "tokenizer", "step", "metrics", "recipe", "model", "evaluation")
+OPTIONAL = ("optimizer", "ema", "rng", "training")
+
+
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> str:
+    """Write a checkpoint atomically (temporary file, fsync, rename) and return its SHA-256.
+
+    Args:
+        path: A ``.pt`` or ``.safetensors`` file; an existing one is replaced as a whole.
+        checkpoint: What to write; the ``.safetensors`` form leaves out the training state.
+
+    Raises:
+        DyneqError: If the ending is unknown or the file cannot be written.
+    """
+    path = Path(path)
+    header = {
+        "format": FORMAT,
+        "config": checkpoint.block.config.model_dump(),
+        "tokenizer": checkpoint.vocabulary.to_plain(),
+        "step": int(checkpoint.step),
+        "metrics": checkpoint.metrics,
+        "recipe": checkpoint.recipe,
+    }
+    model = {name: w.detach().cpu().contiguous() for name, w in checkpoint.block.state_dict().items()}
+    batch = checkpoint.evaluation
+    tokens, targets = (
+        t.detach().cpu().clone(memory_format=torch.contiguous_format) for t in (batch.tokens, batch.targets)
+    )
+    if path.suffix == ".pt":
+        buffer = io.BytesIO()
+        evaluation = {"tokens": tokens, "targets": targets, "source": batch.source}
+        torch.save({**header, "model": model, "evaluation": evaluation, **checkpoint.training}, buffer)
+        data = buffer.getvalue()
+    elif path.suffix == ".safetensors":
+        from safetensors.torch import save
+
+        tensors = {f"model.{name}": w for name, w in model.items()}
+        tensors |= {"evaluation.tokens": tokens, "evaluation.targets": targets}
+        header["evaluation"] = {"source": batch.source}
+        data = save(tensors, metadata={"dyneq": json.dumps(header)})
+    else:
+        raise DyneqError(f"a checkpoint file ends in .pt or .safetensors, but {path.name!r} does not; rename it")
+    write_atomically(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that, whatever happens, it holds either its old content or all of ``data``.
+
+    Raises:
+        DyneqError: If it cannot be written; nothing is left behind then.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise DyneqError(f"{path} cannot be written ({error.strerror or error}); choose a writable place") from error
+
+
+def load_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
+    """Read a checkpoint, on the CPU.
+
+    Args:
+        path: A ``.pt`` or ``.safetensors`` file.
+        trust: Unpickle whatever the file holds. Only for files of your own: it can run any code.
+
+    Raises:
+        DyneqError: If the file is missing, damaged, unsafe, of another format, or its weights do not fit.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DyneqError(f"{path} is a folder, but a checkpoint file was expected; name the .pt file in it")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DyneqError(f"there is no checkpoint file {path}; check the path") from None
+    except OSError as error:
+        raise DyneqError(f"the checkpoint {path} cannot be read ({error.strerror or error})") from error
+    try:
+        held = _read_safetensors(data) if path.suffix == ".safetensors" else _read_pt(data, trust)
+        checkpoint = _assemble(held)
+    except DyneqError as error:
+        raise DyneqError(f"{path}: {error}") from None
+    checkpoint.path, checkpoint.name = path, path.stem
+    checkpoint.sha256 = hashlib.sha256(data).hexdigest()
+    return checkpoint
+
+
+def _read_pt(data: bytes, trust: bool) -> object:
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        raise DyneqError(
+            f"a checkpoint written by torch.save was expected, but these {len(data)} bytes are not one or are "
+            "truncated; copy the file again"
+        )
+    if not trust:
+        unsafe = _unsafe_globals(data)
+        if unsafe:
+            raise DyneqError(
+                f"the file would import and run {', '.join(unsafe)} when unpickled, and a checkpoint holds only "
+                "tensors and plain values; if you made it and trust it, say --trust"
+            )
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=not trust)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, ImportError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DyneqError(f"the file is damaged ({first[:200]}); copy it again or take another snapshot") from error
+
+
+def _unsafe_globals(data: bytes) -> list[str]:
+    """Return the names in the pickle that a weights-only load would refuse, without running anything."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data)))
+    except Exception:
+        return []  # damaged in some other way; the weights-only load below says how
+
+
+def _read_safetensors(data: bytes) -> object:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors = load(data)
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["dyneq"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DyneqError(
+            f"a safetensors file with a 'dyneq' header was expected, but it is damaged or has none "
+            f"({type(error).__name__}: {error}); write it with dyneq.save_checkpoint"
+        ) from error
+    model = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    batch = {key: tensors.get(f"evaluation.{key}") for key in ("tokens", "targets")}
+    if isinstance(header, dict) and isinstance(header.get("evaluation"), dict):
+        header["evaluation"] = {**header["evaluation"], **batch}
+        header["model"] = model
+    return header
+
+
+def _assemble(held: object) -> Checkpoint:
+    if not isinstance(held, dict) or "format" not in held:
+        raise DyneqError(
+            "a dyneq checkpoint (a mapping with 'format', 'config', 'model', ...) was expected, but the file holds "
+            f"{'a mapping without a format' if isinstance(held, dict) else type(held).__name__}; "
+            "write it with dyneq.save_checkpoint"
+        )
+    if held["format"] != FORMAT:
+        raise DyneqError(
+            f"this version reads the checkpoint format {FORMAT!r}, but the file has {held['format']!r}; "
+            "update dyneq, or save the checkpoint again"
+        )
+    missing = [key for key in REQUIRED if key not in held]
+    unknown = sorted(str(key) for key in held if key not in REQUIRED + OPTIONAL)
+    if missing or unknown:
+        raise DyneqError(
+            f"the checkpoint lacks {missing or 'nothing'} and holds {unknown or 'nothing'} that this format does not "
+            "know; write it with dyneq.save_checkpoint"
+        )
+    if not isinstance(held["step"], int) or not all(isinstance(held[key], dict) for key in ("metrics", "recipe")):
+        raise DyneqError(
+            "the checkpoint's step should be an integer and its metrics and recipe mappings; save it again"
+        )
+    block = build_block(held["config"])
+    load_weights(block, held["model"])
+    vocabulary = CharacterVocabulary.from_plain(held["tokenizer"])
+    evaluation = _evaluation(held["evaluation"])
+    try:
+        block.embed(evaluation.tokens)
+    except DyneqError as error:
+        raise DyneqError(f"the pinned evaluation batch does not fit the block: {error}") from None
+    training = {key: held[key] for key in OPTIONAL if key in held}
+    return Checkpoint(
+        block, vocabulary, evaluation, held["step"], dict(held["metrics"]), dict(held["recipe"]), training
+    )
+
+
+def _evaluation(plain: Any) -> EvaluationBatch:
+    if not isinstance(plain, dict):
+        plain = {}
+    tokens, targets = plain.get("tokens"), plain.get("targets")
+    if (
+        not isinstance(tokens, Tensor)
+        or not isinstance(targets, Tensor)
+        or tokens.ndim != 2
+        or tokens.shape != targets.shape
+        or not tokens.numel()
+        or {tokens.dtype, targets.dtype} != {torch.int64}
+    ):
+        raise DyneqError(
+            "the checkpoint should pin an evaluation batch of int64 tokens and targets [sample, token], but does not; "
+            "save it again with one"
+        )
+    source = plain.get("source")
+    return EvaluationBatch(tokens, targets, dict(source) if isinstance(source, dict) else {})

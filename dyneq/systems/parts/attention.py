@@ -1,0 +1,176 @@
+"""Causal multi-head attention: plain, fused, two-argument, decoding one token, and linearised.
+
+Notation: q, k, v are ``[sample, head, token, head channel]``; S = q k^T / sqrt(d), P = softmax(S), O = P v. Products
+with the Jacobian use dP = P * (dS - rowsum(P * dS)), so that with G = P * dS the output changes by
+dO = G v - rowsum(G) * O + P dv: one elementwise pass over the token-by-token array and no exponentials.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dyneq.systems.parts.norms import linearize_rms, rms_normalize
+from dyneq.systems.protocol import Product
+
+AttentionForm = Literal["plain", "fused"]
+
+
+class CausalAttention(nn.Module):
+    """Causal softmax attention with independent W_Q, W_K, W_V, W_O.
+
+    Args:
+        channels: Width C.
+        heads: Number of heads H, a divisor of C.
+        bias: Whether the four projections have biases.
+        qk_norm: Whether queries and keys are RMS-normalised per head (without learned gain), which bounds the logits.
+        norm_eps: Small constant of that normalisation.
+        form: ``plain`` materialises P; ``fused`` calls torch's fused kernel (no forward-mode derivative).
+    """
+
+    def __init__(
+        self, channels: int, heads: int, bias: bool, qk_norm: bool, norm_eps: float, form: AttentionForm
+    ) -> None:
+        super().__init__()
+        self.wq = nn.Linear(channels, channels, bias=bias)
+        self.wk = nn.Linear(channels, channels, bias=bias)
+        self.wv = nn.Linear(channels, channels, bias=bias)
+        self.wo = nn.Linear(channels, channels, bias=bias)
+        self.heads, self.qk_norm, self.norm_eps = heads, qk_norm, norm_eps
+        self.form: AttentionForm = form
+        self.scale = 1 / math.sqrt(channels // heads)
+
+    def _split(self, u: Tensor) -> Tensor:
+        return u.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+
+    def _merge(self, o: Tensor) -> Tensor:
+        return o.transpose(-2, -3).flatten(-2)
+
+    def _normalize(self, u: Tensor) -> Tensor:
+        return rms_normalize(u, self.norm_eps) if self.qk_norm else u
+
+    def query(self, u: Tensor) -> Tensor:
+        """Return the queries of ``u`` ``[sample, token, channel]``, by head."""
+        return self._normalize(self._split(self.wq(u)))
+
+    def key_value(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of ``u`` ``[sample, token, channel]``, by head."""
+        return self._normalize(self._split(self.wk(u))), self._split(self.wv(u))
+
+    def _probabilities(self, scores: Tensor) -> Tensor:
+        tokens = scores.shape[-1]
+        future = torch.ones(tokens, tokens, dtype=torch.bool, device=scores.device).triu_(1)
+        return scores.masked_fill(future, -math.inf).softmax(-1)
+
+    def forward(self, u: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the attention output at ``u`` ``[sample, token, channel]``.
+
+        Args:
+            u: Normalised state.
+            context: If given, the normalised state whose keys and values the other tokens offer; each token's own key
+                and value still come from ``u``.
+        """
+        q, (k, v) = self.query(u), self.key_value(u)
+        if context is None:
+            if self.form == "fused":
+                o = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+            else:
+                o = self._probabilities((q * self.scale) @ k.transpose(-1, -2)) @ v
+            return self.wo(self._merge(o))
+        kc, vc = self.key_value(context)
+        q = q * self.scale
+        scores = torch.diagonal_scatter(q @ kc.transpose(-1, -2), (q * k).sum(-1), 0, -2, -1)
+        p = self._probabilities(scores)
+        own = torch.diagonal(p, 0, -2, -1).unsqueeze(-1)
+        return self.wo(self._merge(p @ vc + own * (v - vc)))
+
+    def decode(self, keys: Tensor, values: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return ``u_t -> output`` of one token, ``[sample, channel]`` each, given the earlier tokens' keys and values.
+
+        Args:
+            keys: ``[sample, head, earlier token, head channel]``, possibly with no token at all.
+            values: The same shape.
+        """
+
+        def of(u: Tensor) -> Tensor:
+            u = u.unsqueeze(-2)
+            q, (k, v) = self.query(u) * self.scale, self.key_value(u)
+            scores = torch.cat([q @ keys.transpose(-1, -2), (q * k).sum(-1, keepdim=True)], dim=-1)
+            p = scores.softmax(-1)
+            return self.wo(self._merge(p[..., :-1] @ values + p[..., -1:] * v)).squeeze(-2)
+
+        return of
+
+    def linearize(self, u: Tensor, tokens_only: bool) -> tuple[Product, Product]:
+        """Return ``v -> J v`` and ``w -> J^T w`` at ``u``.
+
+        Args:
+            u: Normalised state ``[sample, token, channel]``.
+            tokens_only: Whether to take the token-diagonal blocks only, that is to differentiate with respect to each
+                token's own query, key and value and hold the other tokens' keys and values fixed.
+        """
+        q_raw, k_raw, v = self._split(self.wq(u)), self._split(self.wk(u)), self._split(self.wv(u))
+        if self.qk_norm:
+            q, dq_of, dqT_of = linearize_rms(q_raw, self.norm_eps)
+            k, dk_of, dkT_of = linearize_rms(k_raw, self.norm_eps)
+        else:
+            q, k = q_raw, k_raw
+            dq_of = dqT_of = dk_of = dkT_of = _identity
+        q = (q * self.scale).contiguous()
+        k, v = k.contiguous(), v.contiguous()
+        p = self._probabilities(q @ k.transpose(-1, -2))
+        o = p @ v
+        own = torch.diagonal(p, 0, -2, -1).unsqueeze(-1).contiguous()
+        kT, vT = k.transpose(-1, -2), v.transpose(-1, -2)
+        wq, wk, wv, wo = self.wq.weight, self.wk.weight, self.wv.weight, self.wo.weight
+        stacked = torch.cat([wq, wk, wv])
+        scale = self.scale
+
+        def tangents(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            a, b, c = functional.linear(x, stacked).chunk(3, dim=-1)
+            return dq_of(self._split(a)) * scale, dk_of(self._split(b)), self._split(c)
+
+        def cotangents(dq: Tensor, dk: Tensor, dv: Tensor) -> Tensor:
+            parts = [dqT_of(dq * scale), dkT_of(dk), dv]
+            return torch.matmul(torch.cat([self._merge(x) for x in parts], dim=-1), stacked)
+
+        def whole(x: Tensor) -> Tensor:
+            dq, dk, dv = tangents(x)
+            # one matrix product of twice the depth instead of two passes over the token-by-token array
+            g = torch.cat([dq, q], -1) @ torch.cat([k, dk], -1).transpose(-1, -2)
+            g.mul_(p)
+            do = g @ v
+            do.addcmul_(g.sum(-1, keepdim=True), o, value=-1).add_(p @ dv)
+            return functional.linear(self._merge(do), wo)
+
+        def whole_transposed(w: Tensor) -> Tensor:
+            do = self._split(torch.matmul(w, wo))
+            ds = do @ vT
+            ds.sub_((do * o).sum(-1, keepdim=True)).mul_(p)
+            return cotangents(ds @ k, ds.transpose(-1, -2) @ q, p.transpose(-1, -2) @ do)
+
+        def diagonal(x: Tensor) -> Tensor:
+            dq, dk, dv = tangents(x)
+            g = dq @ kT
+            g.mul_(p)
+            self_score = own * (q * dk).sum(-1, keepdim=True)
+            do = g @ v
+            do.addcmul_(g.sum(-1, keepdim=True), o, value=-1)
+            do.addcmul_(self_score, v - o).addcmul_(own, dv)
+            return functional.linear(self._merge(do), wo)
+
+        def diagonal_transposed(w: Tensor) -> Tensor:
+            do = self._split(torch.matmul(w, wo))
+            ds = do @ vT
+            ds.sub_((do * o).sum(-1, keepdim=True)).mul_(p)
+            self_score = torch.diagonal(ds, 0, -2, -1).unsqueeze(-1)
+            return cotangents(ds @ k, self_score * q, own * do)
+
+        return (diagonal, diagonal_transposed) if tokens_only else (whole, whole_transposed)
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x

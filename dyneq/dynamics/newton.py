@@ -1,0 +1,186 @@
+"""Damped Newton iteration on a batch of independent problems F(z) = 0."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dyneq.linalg import gmres
+from dyneq.linalg.operator import LinearOperator
+
+Force = Callable[[Tensor], Tensor]
+
+#: Shortest step length tried by the line search; shorter ones mean that the direction is no descent direction.
+SHORTEST = 2.0**-10
+#: A chord step (old factors) is followed by another while it shrinks the residual at least this much.
+CHORD = 0.1
+
+
+@dataclass(frozen=True)
+class NewtonResult:
+    """Where the iteration ended.
+
+    Attributes:
+        z: ``[batch, n]``.
+        residual: norm(F)/norm(z), ``[batch]``.
+        converged: Whether the residual is within tolerance, bool ``[batch]``.
+        iterations: Newton steps taken by the slowest.
+        steepness: Frobenius norm of the last Jacobian, ``[batch]``; NaN where none was formed.
+    """
+
+    z: Tensor
+    residual: Tensor
+    converged: Tensor
+    iterations: int
+    steepness: Tensor
+
+
+class Direction(ABC):
+    """How the Newton direction -J^{-1} F is found."""
+
+    @abstractmethod
+    def refresh(self, z: Tensor) -> None:
+        """Take the Jacobian at ``z`` ``[batch, n]``."""
+
+    @abstractmethod
+    def solve(self, f: Tensor) -> Tensor:
+        """Return -J^{-1} f ``[batch, n]`` with the Jacobian last taken."""
+
+    @property
+    @abstractmethod
+    def steepness(self) -> Tensor | None:
+        """Frobenius norm of the Jacobian ``[batch]``, None where it is never formed."""
+
+
+class DenseDirection(Direction):
+    """Directions by LU factors of the explicit Jacobian.
+
+    Args:
+        jacobian: Returns the matrices ``[batch, n, n]`` at ``z`` ``[batch, n]``.
+    """
+
+    def __init__(self, jacobian: Callable[[Tensor], Tensor]) -> None:
+        self._jacobian = jacobian
+        self._steepness: Tensor | None = None
+
+    def refresh(self, z: Tensor) -> None:
+        """Factorise the Jacobian at ``z``."""
+        j = self._jacobian(z)
+        self._steepness = torch.linalg.matrix_norm(j)
+        self._lu, self._pivots, _ = torch.linalg.lu_factor_ex(j)
+
+    def solve(self, f: Tensor) -> Tensor:
+        """Return -J^{-1} f; not finite where the Jacobian is singular, which the line search then rejects."""
+        return -torch.linalg.lu_solve(self._lu, self._pivots, f.unsqueeze(-1)).squeeze(-1)
+
+    @property
+    def steepness(self) -> Tensor | None:
+        """Frobenius norm of the Jacobian ``[batch]``."""
+        return self._steepness
+
+
+class KrylovDirection(Direction):
+    """Directions by batched GMRES, for states too large for explicit Jacobians.
+
+    Args:
+        operator: Returns the operator of the Jacobian at ``z`` ``[batch, n]``.
+        generator: Randomness of the Krylov method.
+        tol: Relative residual of the linear solve.
+    """
+
+    def __init__(
+        self, operator: Callable[[Tensor], LinearOperator], generator: torch.Generator, tol: float = 1e-3
+    ) -> None:
+        self._operator, self._generator, self._tol = operator, generator, tol
+
+    def refresh(self, z: Tensor) -> None:
+        """Linearise at ``z``."""
+        self._at = self._operator(z)
+
+    def solve(self, f: Tensor) -> Tensor:
+        """Return an approximate -J^{-1} f."""
+        return gmres.solve(self._at, -f, generator=self._generator, tol=self._tol, restart=60, max_products=600).x
+
+    @property
+    def steepness(self) -> Tensor | None:
+        """None: the Jacobian is never formed."""
+        return None
+
+
+def columns_by_jvp(f: Force) -> Callable[[Tensor], Tensor]:
+    """Return ``z -> dF/dz`` as matrices ``[batch, n, n]``, by forward mode over all columns at once.
+
+    The problems of the batch are independent, so one tangent e_j serves every one of them.
+    """
+
+    def jacobian(z: Tensor) -> Tensor:
+        eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+
+        def column(e: Tensor) -> Tensor:
+            return torch.func.jvp(f, (z,), (e.expand_as(z),))[1]
+
+        return torch.func.vmap(column, out_dims=2)(eye)
+
+    return jacobian
+
+
+def _relative(f: Tensor, z: Tensor) -> Tensor:
+    size = torch.linalg.vector_norm(f, dim=1)
+    return torch.where(size == 0, torch.zeros_like(size), size / torch.linalg.vector_norm(z, dim=1))
+
+
+@torch.no_grad()
+def newton(f: Force, direction: Direction, guess: Tensor, *, tol: float, max_iterations: int = 40) -> NewtonResult:
+    """Solve F(z) = 0 for every element of a batch.
+
+    Newton's method with a backtracking line search on norm(F) and chord steps while they pay (Kelley, Solving Nonlinear
+    Equations with Newton's Method, 2003). It goes on to rounding level and is judged by ``tol`` at the end.
+
+    Args:
+        f: The force on flat states, ``[batch, n] -> [batch, n]``.
+        direction: How directions are found.
+        guess: Starting points ``[batch, n]``.
+        tol: Relative residual norm(F)/norm(z) accepted as a root.
+        max_iterations: Most Newton steps.
+    """
+    floor = 16 * torch.finfo(guess.dtype).eps
+    z, fz = guess.clone(), f(guess)
+    merit = torch.linalg.vector_norm(fz, dim=1)
+    active = torch.isfinite(merit) & (_relative(fz, z) > floor)
+    steepness = torch.full_like(merit, torch.nan)
+    stale, iterations = True, 0
+    while iterations < max_iterations and bool(active.any()):
+        iterations += 1
+        fresh = stale
+        if stale:
+            direction.refresh(z)
+            if direction.steepness is not None:
+                steepness = torch.where(active, direction.steepness, steepness)
+        step = direction.solve(fz)
+        usable = active & torch.isfinite(step).all(1)
+        length = torch.ones_like(merit)
+        accepted = torch.zeros_like(active)
+        before = merit
+        pending = usable
+        while bool(pending.any()):
+            trial = torch.where(pending[:, None], z + length[:, None] * step, z)
+            ft = f(trial)
+            size = torch.linalg.vector_norm(ft, dim=1)
+            # Armijo's condition on norm(F), whose slope along a Newton step is -norm(F)
+            better = pending & (size <= (1 - 1e-4 * length) * merit)
+            z = torch.where(better[:, None], trial, z)
+            fz = torch.where(better[:, None], ft, fz)
+            accepted = accepted | better
+            merit = torch.where(better, size, merit)
+            length = torch.where(pending & ~better, length / 2, length)
+            # with old factors the direction may be poor: take new ones rather than a short step
+            pending = pending & ~better & (length >= (SHORTEST if fresh else 1.0))
+        done = _relative(fz, z) <= floor
+        slow = bool((active & ~done & (~accepted | (merit > CHORD * before) | (length < 1))).any())
+        stale = slow or not isinstance(direction, DenseDirection)
+        # without progress along a fresh direction there is nothing more to gain
+        active = active & ~done & (accepted if fresh else torch.ones_like(active))
+    residual = _relative(fz, z)
+    return NewtonResult(z, residual, residual <= tol, iterations, steepness)

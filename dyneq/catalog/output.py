@@ -1,0 +1,111 @@
+"""Writing one result or figure where the user said, whole or not at all."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from dyneq.errors import DyneqError, UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DATASET_SUFFIXES = (".zarr", ".nc")
+FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
+
+
+def check_target(path: Path, suffixes: tuple[str, ...], option: str) -> None:
+    """Verify before any computation that a file can be written there.
+
+    Args:
+        path: The file to be written later.
+        suffixes: The endings allowed.
+        option: The option it came from, for the message.
+
+    Raises:
+        UsageError: If the ending is not one of ``suffixes``, or the file exists: nothing is ever overwritten.
+        DyneqError: If the folder is missing or not writable.
+    """
+    if path.suffix not in suffixes:
+        raise UsageError(f"{option} writes {' or '.join(suffixes)} files, but {path.name!r} was asked for; rename it")
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"{path} exists already and nothing is overwritten; choose another name for {option}")
+    if not path.parent.is_dir():
+        raise DyneqError(f"the folder {path.parent} of {option} {path.name} does not exist; create it first")
+    probe = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise DyneqError(f"{path} cannot be written ({error.strerror}); choose a writable folder for {option}") from error
+
+
+def write_dataset(ds: xr.Dataset, path: Path) -> None:
+    """Write a dataset as zarr v3 (``.zarr``) or netCDF-4 (``.nc``, complex values as two variables).
+
+    Raises:
+        DyneqError: If it cannot be written; nothing is left behind then.
+    """
+    if path.suffix == ".zarr":
+        _whole(path, lambda target: _to_zarr(ds, target))
+        return
+    try:
+        import h5netcdf  # noqa: F401
+    except ImportError:
+        raise DyneqError(
+            "netCDF output needs the package h5netcdf; install dyneq[netcdf], or write .zarr instead"
+        ) from None
+    _whole(path, lambda target: _real(ds).to_netcdf(target, engine="h5netcdf"))
+
+
+def _to_zarr(ds: xr.Dataset, target: Path) -> None:
+    # object arrays of strings get numpy's string type, which zarr v3 stores without a pickle codec
+    strings = {name: v.astype(np.dtypes.StringDType()) for name, v in ds.variables.items() if v.dtype.kind in "OU"}
+    fixed = ds.assign({n: v for n, v in strings.items() if n in ds.data_vars})
+    fixed = fixed.assign_coords({n: v for n, v in strings.items() if n in ds.coords})
+    fixed.to_zarr(target, mode="w-", zarr_format=3, consolidated=False)
+
+
+def write_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure.
+
+    Raises:
+        DyneqError: If it cannot be written; nothing is left behind then.
+    """
+    _whole(path, lambda target: figure.savefig(target, dpi=150, format=path.suffix[1:]))
+
+
+def _whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Write to a temporary name beside ``path`` and rename, so that an interruption leaves nothing behind."""
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+    try:
+        write(temporary)
+        if path.exists():
+            raise DyneqError(f"{path} appeared while the result was computed and nothing is overwritten; it was kept")
+        os.rename(temporary, path)
+    except OSError as error:
+        raise DyneqError(f"{path} cannot be written ({error.strerror or error}); choose a writable place") from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _real(ds: xr.Dataset) -> xr.Dataset:
+    """Return the dataset with each complex variable as two real ones, ``_real`` and ``_imag``, and no booleans."""
+    out = ds.copy()
+    for name in list(ds.variables):
+        variable = ds[name]
+        if variable.dtype.kind == "c":
+            out = out.drop_vars(name)
+            for part in ("real", "imag"):
+                out[f"{name}_{part}"] = getattr(variable, part).assign_attrs(variable.attrs)
+        elif variable.dtype.kind == "b":
+            out[name] = variable.astype("int8").assign_attrs(variable.attrs)
+    return out

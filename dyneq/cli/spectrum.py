@@ -1,0 +1,100 @@
+"""``dyneq spectrum``."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dyneq.cli.common import findings, heading, probe_options, run_probe_command
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@click.command()
+@probe_options
+@click.option("--depth", "depths", type=int, multiple=True, help="Relaxation depth in steps; repeatable (default: 800).")
+@click.option(
+    "--at",
+    type=click.Choice(["relaxed", "root"]),
+    default="relaxed",
+    show_default=True,
+    help="At the relaxed states, or at the root that the deepest of them leads to.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["auto", "token", "krylov", "dense"]),
+    default="auto",
+    show_default=True,
+    help="Token-diagonal blocks (causal systems), whole samples by Krylov-Schur or densely.",
+)
+@click.option("--count", type=int, default=16, show_default=True, help="Length of the list of leading pairs.")
+@click.option("--omega/--no-omega", default=True, show_default=True, help="Also the numerical abscissa.")
+def spectrum(
+    depths: tuple[int, ...], at: str, method: str, count: int, omega: bool, seed: int, **common: Any
+) -> int:
+    """Leading eigenvalues of the relaxation map at CKPT, each with its sample, token, residual and condition.
+
+    CKPT is a checkpoint file, a packaged reference checkpoint, or module:factory; without it, all packaged ones.
+    """
+    from dyneq.probes.spectrum_summary import json_entry
+
+    params = {
+        "depth": tuple(depths) or (800,),
+        "at": at,
+        "method": method,
+        "count": count,
+        "numerical_abscissa": omega,
+        "seed": seed,
+    }
+
+    def entries(ds: "xr.Dataset") -> list[dict[str, Any]]:
+        return [json_entry(ds.isel(depth=i)) for i in range(ds.sizes["depth"])]
+
+    return run_probe_command("spectrum", params, common, _show, entries)
+
+
+def _show(ds: "xr.Dataset") -> str:
+    from dyneq.probes.spectrum_summary import json_entry, state_label
+
+    lines = [heading(ds)]
+    for i in range(ds.sizes["depth"]):
+        state = ds.isel(depth=i)
+        entry = json_entry(state)
+        lines += ["", f"{state_label(state)}: {_numbers(entry)}"]
+        if entry["leading"]:
+            lines.append(
+                "  |multiplier|  mu (per unit time)         sample token  residual  condition  est. error"
+            )
+        lines += [_row(row) for row in entry["leading"]]
+    return "\n".join([*lines, "", *findings("spectrum", ds)])
+
+
+def _numbers(entry: dict[str, Any]) -> str:
+    parts = [f"force residual {_sci(entry['force_residual'])}"]
+    for key, label in (
+        ("abscissa", "abscissa"),
+        ("spectral_radius", "spectral radius"),
+        ("critical_eps", "critical eps"),
+        ("numerical_abscissa", "numerical abscissa"),
+    ):
+        value = entry[key]
+        if value is not None:
+            parts.append(f"{label} {value:.6g}")
+        elif key == "critical_eps" and entry["abscissa"] is not None:
+            parts.append("critical eps undefined (flow unstable)")
+    parts.append(f"{entry['method']}, {entry['matvecs']} products, {entry['seconds']:.1f} s")
+    return "; ".join(parts)
+
+
+def _row(row: dict[str, Any]) -> str:
+    real, imag = row["mu"]
+    token = "all" if row["token"] is None else str(row["token"])
+    mark = "" if row["converged"] else "  NOT CONVERGED"
+    return (
+        f"  {row['modulus']:12.8f}  {real:+11.6f} {imag:+11.6f}i   {row['sample']:6d} {token:>5}  "
+        f"{_sci(row['residual'])}   {_sci(row['condition'])}    {_sci(row['error'])}{mark}"
+    )
+
+
+def _sci(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1e}"

@@ -1,0 +1,261 @@
+"""The spectrum probe: leading eigenvalues of the relaxation map, with address, residual and condition."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from dyneq.dynamics.linearization import Linearization
+from dyneq.dynamics.relax import relax, relax_through
+from dyneq.dynamics.residuals import residuals
+from dyneq.dynamics.roots import find_root
+from dyneq.dynamics.spectra import LeadingSpectrum, Method, leading_spectrum
+from dyneq.dynamics.status import Status
+from dyneq.dynamics.trajectory import Recorder
+from dyneq.linalg.lanczos import extremal_symmetric
+from dyneq.linalg.targets import CriticalStep, LargestModulus, Rightmost, Target, critical_step
+from dyneq.probes.base import Finding, Params, Probe, Progress, silent
+from dyneq.probes.spectrum_summary import summarize
+from dyneq.systems.protocol import System, Time
+
+#: ``depth`` coordinate of a result at the root.
+ROOT = -1
+
+
+class SpectrumParams(Params):
+    """Parameters of the spectrum probe."""
+
+    depth: tuple[int, ...] = Field((800,), min_length=1, description="relaxation depths, steps")
+    at: Literal["relaxed", "root"] = Field("relaxed", description="the relaxed states, or the root they lead to")
+    method: Method = Field("auto", description="token blocks, whole samples by Krylov or densely, or chosen")
+    count: int = Field(16, ge=1, description="length of the list of leading pairs")
+    numerical_abscissa: bool = Field(True, description="also the largest initial growth rate, whole samples")
+    seed: int = Field(0, description="seed of Krylov start vectors and of root starts")
+
+    @field_validator("depth")
+    @classmethod
+    def _positive(cls, depths: tuple[int, ...]) -> tuple[int, ...]:
+        for depth in depths:
+            if depth < 1:
+                raise ValueError(f"a relaxation depth is at least 1 step, not {depth}")
+        return tuple(sorted(set(depths)))
+
+
+class SpectrumProbe(Probe):
+    """Leading eigenvalues mu of J = dF/dz and multipliers 1 + eps mu, at relaxed states or at the root."""
+
+    name = "spectrum"
+    version = 1
+    Params: ClassVar[type[Params]] = SpectrumParams
+
+    def run(self, system: System, params: SpectrumParams, progress: Progress = silent) -> xr.Dataset:
+        """Measure the spectrum at every state asked for.
+
+        The dataset has dimensions ``depth`` (-1 marks the root), ``sample``, ``mode`` and, for token blocks, ``token``.
+        ``mu`` is per unit time, ``multiplier`` per step.
+
+        Args:
+            system: Any system.
+            params: Depths, place, method and size of the list.
+            progress: Told how far the measurement is.
+        """
+        entries = []
+        for depth, z, statuses in _states(system, params, progress):
+            progress("eigenvalues at the root" if depth == ROOT else f"eigenvalues at depth {depth}", 0.5)
+            entries.append(_measure(system, z, statuses, params, depth))
+        progress("done", 1.0)
+        ds = xr.concat(entries, dim="depth", join="outer", combine_attrs="drop_conflicts")
+        return _describe(ds)
+
+    def summary(self, ds: xr.Dataset) -> list[Finding]:
+        """Return the reading of each state: how far it is from a fixed point, and what its leading pairs say."""
+        return summarize(ds)
+
+    def plot(self, ds: xr.Dataset, ax: Any = None) -> Any:
+        """Draw the multipliers against the unit circle and the map of the abscissa; ``ax`` is a pair of axes."""
+        from dyneq.probes.spectrum_plot import plot_spectrum
+
+        return plot_spectrum(ds, ax)
+
+
+def _states(
+    system: System, params: SpectrumParams, progress: Progress
+) -> Sequence[tuple[int, torch.Tensor, list[Status]]]:
+    """Return (depth, state, statuses) for every state asked for."""
+    if params.at == "relaxed":
+        progress(f"relaxing to depth {max(params.depth)}", 0.0)
+        return [(r.depth, r.z, r.status) for r in relax_through(system, list(params.depth))]
+    depth = max(params.depth)
+    progress(f"finding the root from depth {depth}", 0.0)
+    relaxation = relax(system, depth, recorder=Recorder(system.eps, depth))
+    generator = torch.Generator().manual_seed(params.seed)
+    roots = find_root(
+        system, relaxation=relaxation, generator=generator, starts=("relaxed", "mean", "initial", "random")
+    )
+    return [(ROOT, roots.z, roots.status)]
+
+
+def _targets(system: System) -> dict[str, Target]:
+    """Return what is wanted of each block; the first decides the list of leading pairs."""
+    largest = {"largest": LargestModulus(system.eps)}
+    if system.time is Time.MAP:
+        return dict(largest)
+    return {**largest, "rightmost": Rightmost(), "critical": CriticalStep()}
+
+
+def _measure(system: System, z: torch.Tensor, statuses: list[Status], params: SpectrumParams, depth: int) -> xr.Dataset:
+    """Return the dataset of one state, with a ``depth`` dimension of length one."""
+    begun = time.perf_counter()
+    samples = z.shape[0]
+    usable = torch.isfinite(z).flatten(1).all(1).cpu()
+    if depth == ROOT:
+        usable &= torch.tensor([s.good for s in statuses])
+    index = usable.nonzero().flatten()
+    with torch.no_grad():
+        found = residuals(system, z)
+    base = {
+        "status": (("depth", "sample"), np.array([[s.value for s in statuses]], dtype=object)),
+        "force_residual": (("depth", "sample"), found.force.cpu().double().numpy()[None]),
+        "step_residual": (("depth", "sample"), found.step.cpu().double().numpy()[None]),
+    }
+    coords = {
+        "depth": [depth],
+        "state": ("depth", np.array(["root" if depth == ROOT else "relaxed"], dtype=object)),
+        "sample": np.arange(samples),
+    }
+    ds = xr.Dataset(base, coords)
+    if not len(index):
+        return ds.assign(
+            method=("depth", np.array(["none"], dtype=object)),
+            matvecs=("depth", [0]),
+            seconds=("depth", [time.perf_counter() - begun]),
+        )
+    whole = len(index) == samples
+    part = system if whole else system.select(index.to(z.device))
+    linearization = Linearization(part, z if whole else z[index.to(z.device)])
+    generator = torch.Generator().manual_seed(params.seed)
+    targets = _targets(system)
+    spectrum = leading_spectrum(
+        linearization, list(targets.values()), params.count, generator=generator, method=params.method
+    )
+    ds = ds.assign(_per_block(spectrum, targets, index.numpy(), samples))
+    ds = ds.assign(_modes(spectrum, system.eps, index.numpy()))
+    ds = _derive(ds, system)
+    matvecs = spectrum.matvecs
+    if params.numerical_abscissa:
+        symmetric = linearization.symmetric()
+        before = symmetric.products
+        omega = extremal_symmetric(symmetric, "largest", 1, generator=generator, tol=1e-6)
+        for name, values in (("numerical_abscissa", omega.values), ("numerical_abscissa_error", omega.residual)):
+            filled = np.full(samples, np.nan)
+            filled[index.numpy()] = values[:, 0]
+            ds[name] = (("depth", "sample"), filled[None])
+        matvecs += symmetric.products - before
+    return ds.assign(
+        method=("depth", np.array([spectrum.method], dtype=object)),
+        matvecs=("depth", [matvecs]),
+        seconds=("depth", [time.perf_counter() - begun]),
+    )
+
+
+def _per_block(
+    spectrum: LeadingSpectrum, targets: dict[str, Target], index: NDArray[np.int64], samples: int
+) -> dict[str, Any]:
+    """Return each target's best pair of every block as variables over samples (and tokens)."""
+    shape = (samples, spectrum.tokens) if spectrum.per_token else (samples,)
+    dims = ("depth", "sample", "token")[: 1 + len(shape)]
+    variables: dict[str, Any] = {}
+    for name, target in targets.items():
+        best = spectrum.pairs.best(target, spectrum.samples * spectrum.tokens).reshape(-1, *shape[1:])
+        for part, fill in (("mu", np.nan + 0j), ("residual", np.nan), ("condition", np.nan), ("converged", False)):
+            values = np.full(shape, fill)
+            values[index] = np.where(best >= 0, getattr(spectrum.pairs, part)[best], fill)
+            variables[f"{name}_{part}"] = (dims, values[None])
+    return variables
+
+
+def _modes(spectrum: LeadingSpectrum, eps: float, index: NDArray[np.int64]) -> dict[str, Any]:
+    """Return the list of globally leading pairs as variables over ``mode``."""
+    pairs = spectrum.pairs.take(spectrum.leading)
+    address = [spectrum.address(int(b)) for b in pairs.block]
+    columns = {
+        "mu": pairs.mu,
+        "multiplier": 1 + eps * pairs.mu,
+        "modulus": np.abs(1 + eps * pairs.mu),
+        "mode_sample": np.array([index[s] for s, _ in address], dtype=np.float64),
+        "mode_token": np.array([-1 if t is None else t for _, t in address], dtype=np.float64),
+        "residual": pairs.residual,
+        "condition": pairs.condition,
+        "error": pairs.residual * pairs.condition,
+        "converged": pairs.converged.astype(np.float64),
+    }
+    return {name: (("depth", "mode"), values[None]) for name, values in columns.items()}
+
+
+def _derive(ds: xr.Dataset, system: System) -> xr.Dataset:
+    """Add the abscissa, the spectral radius and the critical step of every sample."""
+    over = [d for d in ("token",) if d in ds["largest_mu"].dims]
+    ds["spectral_radius"] = np.abs(1 + system.eps * ds["largest_mu"]).max(over)
+    if system.time is Time.MAP:
+        return ds
+    ds["abscissa"] = ds["rightmost_mu"].real.max(over)
+    step = xr.apply_ufunc(lambda mu: critical_step(np.asarray(mu, dtype=np.complex128)), ds["critical_mu"])
+    # defined only where the flow itself is stable
+    ds["critical_eps"] = step.min(over).where(ds["abscissa"] < 0)
+    return ds
+
+
+_ATTRIBUTES = {
+    "force_residual": ("norm(F)/norm(z) of the state", "1/time"),
+    "step_residual": ("eps norm(F)/norm(z); not evidence of convergence", "1"),
+    "status": ("how the state was reached", ""),
+    "abscissa": ("max Re mu of the sample", "1/time"),
+    "spectral_radius": ("max abs(1 + eps mu) of the sample", "1"),
+    "critical_eps": (
+        "step above which Euler amplifies a mode of a stable flow; NaN where the flow is unstable",
+        "time",
+    ),
+    "numerical_abscissa": ("largest eigenvalue of (J + J^T)/2, whole sample: initial growth, not stability", "1/time"),
+    "numerical_abscissa_error": (
+        "rigorous distance of the numerical abscissa to an eigenvalue of (J + J^T)/2",
+        "1/time",
+    ),
+    "mu": ("leading eigenvalues of J", "1/time"),
+    "multiplier": ("1 + eps mu", "1"),
+    "modulus": ("abs(1 + eps mu)", "1"),
+    "mode_sample": ("sample of the pair", ""),
+    "mode_token": ("token of the pair; -1 for whole samples", ""),
+    "residual": ("norm(J v - mu v), norm(v) = 1: a backward error", "1/time"),
+    "condition": ("1/abs(w^H v) of the block; NaN where no left vector converged", "1"),
+    "error": ("residual times condition: first-order estimate of the error of mu", "1/time"),
+    "converged": ("1 where the residual is within the solver's tolerance, 0 where not", ""),
+    "method": ("blocks and solver", ""),
+    "matvecs": ("products with the batched Jacobian or its transpose", ""),
+    "seconds": ("time spent at this state", "s"),
+}
+_PARTS = {
+    "mu": ("eigenvalue", "1/time"),
+    "residual": ("residual of the pair", "1/time"),
+    "condition": ("condition of the pair", "1"),
+    "converged": ("whether the pair converged", ""),
+}
+_TARGETS = {"largest": "largest multiplier", "rightmost": "largest real part", "critical": "smallest critical step"}
+
+
+def _describe(ds: xr.Dataset) -> xr.Dataset:
+    """Attach long_name and units to every variable."""
+    for name in ds.data_vars:
+        target, _, part = str(name).partition("_")
+        if name in _ATTRIBUTES:
+            long_name, units = _ATTRIBUTES[str(name)]
+        else:
+            what, units = _PARTS[part]
+            long_name = f"{what} with the {_TARGETS[target]} in each block"
+        ds[name].attrs.update(long_name=long_name, units=units)
+    ds["depth"].attrs.update(long_name="relaxation depth; -1 at the root", units="steps")
+    return ds

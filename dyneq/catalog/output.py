@@ -42,7 +42,7 @@ def check_target(path: Path, suffixes: tuple[str, ...], option: str) -> None:
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
-        raise DyneqError(f"{path} cannot be written ({error.strerror}); choose a writable folder for {option}") from error
+        raise DyneqError(f"{path} cannot be written ({error.strerror}); choose another folder for {option}") from error
 
 
 def write_dataset(ds: xr.Dataset, path: Path) -> None:
@@ -100,7 +100,7 @@ def _whole(path: Path, write: Callable[[Path], None]) -> None:
 def _real(ds: xr.Dataset) -> xr.Dataset:
     """Return the dataset with each complex variable as two real ones, ``_real`` and ``_imag``, and no booleans."""
     out = ds.copy()
-    for name in list(ds.variables):
+    for name in map(str, ds.variables):
         variable = ds[name]
         if variable.dtype.kind == "c":
             out = out.drop_vars(name)

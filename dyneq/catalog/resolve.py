@@ -53,7 +53,7 @@ class Subject:
         assert self.system is not None
         if dtype is not None or device is not None:
             raise UsageError(
-                f"the factory {self.name} decides the dtype and device of its own system; leave out --dtype and --device"
+                f"the factory {self.name} decides dtype and device of its own system; leave out --dtype and --device"
             )
         system = self.system if eps is None else self.system.with_eps(eps)
         if batch is None or batch == system.samples:

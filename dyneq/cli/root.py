@@ -37,8 +37,11 @@ def _show(ds: "xr.Dataset") -> str:
     lines = [heading(ds), "", "  sample  root         residual  start     relaxed state  residual  distance to root"]
     for i in range(ds.sizes["sample"]):
         row = ds.isel(sample=i)
+        residual, relaxed, distance = (
+            f"{float(row[name]):.1e}" for name in ("force_residual", "relaxed_force_residual", "distance")
+        )
         lines.append(
-            f"  {i:6d}  {row['status'].item():<11}  {float(row['force_residual']):.1e}   {row['start'].item():<8}  "
-            f"{row['relaxed_status'].item():<13}  {float(row['relaxed_force_residual']):.1e}   {float(row['distance']):.1e}"
+            f"  {i:6d}  {row['status'].item():<11}  {residual}   {row['start'].item():<8}  "
+            f"{row['relaxed_status'].item():<13}  {relaxed}   {distance}"
         )
     return "\n".join([*lines, "", *findings("root", ds)])

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @probe_options
-@click.option("--depth", "depths", type=int, multiple=True, help="Relaxation depth in steps; repeatable (default: 800).")
+@click.option("--depth", "depths", type=int, multiple=True, help="Relaxation depth, steps; repeatable (default: 800).")
 @click.option(
     "--at",
     type=click.Choice(["relaxed", "root"]),

@@ -14,6 +14,8 @@ Force = Callable[[Tensor], Tensor]
 
 #: Shortest step length tried by the line search; shorter ones mean that the direction is no descent direction.
 SHORTEST = 2.0**-10
+#: Residuals are relative to the state, or to this share of the initial state where the root itself is smaller.
+SMALLEST = 1e-3
 #: A chord step (old factors) is followed by another while it shrinks the residual at least this much.
 CHORD = 0.1
 
@@ -24,7 +26,7 @@ class NewtonResult:
 
     Attributes:
         z: ``[batch, n]``.
-        residual: norm(F)/norm(z), ``[batch]``.
+        residual: norm(F)/max(norm(z), least), ``[batch]``.
         converged: Whether the residual is within tolerance, bool ``[batch]``.
         iterations: Newton steps taken by the slowest.
         steepness: Frobenius norm of the last Jacobian, ``[batch]``; NaN where none was formed.
@@ -126,13 +128,17 @@ def columns_by_jvp(f: Force) -> Callable[[Tensor], Tensor]:
     return jacobian
 
 
-def _relative(f: Tensor, z: Tensor) -> Tensor:
-    size = torch.linalg.vector_norm(f, dim=1)
-    return torch.where(size == 0, torch.zeros_like(size), size / torch.linalg.vector_norm(z, dim=1))
+def relative_size(f: Tensor, z: Tensor, least: Tensor) -> Tensor:
+    """Return norm(f)/max(norm(z), least) ``[batch]``: the force residual, kept meaningful at a root z = 0."""
+    size = torch.linalg.vector_norm(f.flatten(1), dim=1)
+    scale = torch.maximum(torch.linalg.vector_norm(z.flatten(1), dim=1), least)
+    return torch.where(size == 0, torch.zeros_like(size), size / scale)
 
 
 @torch.no_grad()
-def newton(f: Force, direction: Direction, guess: Tensor, *, tol: float, max_iterations: int = 40) -> NewtonResult:
+def newton(
+    f: Force, direction: Direction, guess: Tensor, *, least: Tensor, tol: float, max_iterations: int = 40
+) -> NewtonResult:
     """Solve F(z) = 0 for every element of a batch.
 
     Newton's method with a backtracking line search on norm(F) and chord steps while they pay (Kelley, Solving Nonlinear
@@ -142,13 +148,14 @@ def newton(f: Force, direction: Direction, guess: Tensor, *, tol: float, max_ite
         f: The force on flat states, ``[batch, n] -> [batch, n]``.
         direction: How directions are found.
         guess: Starting points ``[batch, n]``.
-        tol: Relative residual norm(F)/norm(z) accepted as a root.
+        least: Smallest norm of z that residuals are taken relative to, ``[batch]``.
+        tol: Residual norm(F)/max(norm(z), least) accepted as a root.
         max_iterations: Most Newton steps.
     """
     floor = 16 * torch.finfo(guess.dtype).eps
     z, fz = guess.clone(), f(guess)
     merit = torch.linalg.vector_norm(fz, dim=1)
-    active = torch.isfinite(merit) & (_relative(fz, z) > floor)
+    active = torch.isfinite(merit) & (relative_size(fz, z, least) > floor)
     steepness = torch.full_like(merit, torch.nan)
     stale, iterations = True, 0
     while iterations < max_iterations and bool(active.any()):
@@ -177,10 +184,10 @@ def newton(f: Force, direction: Direction, guess: Tensor, *, tol: float, max_ite
             length = torch.where(pending & ~better, length / 2, length)
             # with old factors the direction may be poor: take new ones rather than a short step
             pending = pending & ~better & (length >= (SHORTEST if fresh else 1.0))
-        done = _relative(fz, z) <= floor
+        done = relative_size(fz, z, least) <= floor
         slow = bool((active & ~done & (~accepted | (merit > CHORD * before) | (length < 1))).any())
         stale = slow or not isinstance(direction, DenseDirection)
         # without progress along a fresh direction there is nothing more to gain
         active = active & ~done & (accepted if fresh else torch.ones_like(active))
-    residual = _relative(fz, z)
+    residual = relative_size(fz, z, least)
     return NewtonResult(z, residual, residual <= tol, iterations, steepness)

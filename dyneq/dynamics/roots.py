@@ -6,22 +6,24 @@ the dimension of the channels alone. Everything else is solved per sample.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dyneq.dynamics.linearization import Linearization
-from dyneq.dynamics.newton import DenseDirection, Direction, KrylovDirection, newton
+from dyneq.dynamics.newton import SMALLEST, DenseDirection, Direction, KrylovDirection, newton, relative_size
 from dyneq.dynamics.relax import Relaxation, relax
-from dyneq.dynamics.residuals import residuals, sample_norm
+from dyneq.dynamics.residuals import sample_norm
 from dyneq.dynamics.status import Status
 from dyneq.dynamics.substitution import solve_by_substitution
 from dyneq.dynamics.trajectory import Recorder
 from dyneq.errors import UsageError, nearest
 from dyneq.systems.protocol import System
 
+Start = Literal["relaxed", "mean", "initial", "random"]
 #: Starting points, in the order they are tried.
-STARTS = ("relaxed", "mean", "initial", "random")
+STARTS: tuple[Start, ...] = ("relaxed", "mean", "initial", "random")
 #: Roots closer than this, relative to their norm, are the same root.
 SAME = 1e-5
 #: Largest state whose Jacobian is formed explicitly when there is no token structure.
@@ -47,7 +49,8 @@ class Roots:
 
     Attributes:
         z: ``[sample, ...]``; for samples without a root, where the search ended.
-        residual: Force residual of ``z`` by the whole force, ``[sample]``.
+        residual: norm(F)/norm(z) by the whole force, ``[sample]``; relative to a thousandth of norm(z_0) where the root
+            is smaller than that, so that a root z = 0 can be recognised.
         status: ``CONVERGED`` or ``STAGNATED``, one a sample.
         start: The start each root was found from, one a sample.
         failed_token: First token without a root, -1 where all have one or there are no tokens, ``[sample]``.
@@ -166,9 +169,13 @@ def _solve(
         z, failed, guesses, steepness = solved.z, solved.failed_token, solved.guess, solved.steepness
     else:
         z, steepness = _newton_whole(system, start, tol, generator)
-    residual = residuals(system, z).force
+    residual = relative_size(system.force(z), z, _least(system))
     status = [Status.CONVERGED if r <= tol else Status.STAGNATED for r in residual.tolist()]
     return Roots(z, residual, status, [name] * samples, failed, guesses, steepness, tol, relaxation)
+
+
+def _least(system: System) -> Tensor:
+    return SMALLEST * sample_norm(system.initial_state().detach())
 
 
 def _newton_whole(system: System, start: Tensor, tol: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -183,7 +190,7 @@ def _newton_whole(system: System, start: Tensor, tol: float, generator: torch.Ge
         direction = DenseDirection(lambda y: Linearization(system, y.view(shape)).dense())
     else:
         direction = KrylovDirection(lambda y: Linearization(system, y.view(shape)).whole, generator)
-    result = newton(f, direction, start.flatten(1), tol=tol)
+    result = newton(f, direction, start.flatten(1), least=_least(system), tol=tol)
     return result.z.view(shape), result.steepness
 
 

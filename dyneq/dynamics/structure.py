@@ -48,6 +48,6 @@ def check_causality(system: System, z: Tensor, *, cuts: int = 16) -> None:
     gap = float((system.force(z, z) - f).abs().amax() / scale)
     if gap > 1e3 * torch.finfo(z.dtype).eps:
         raise CausalityError(
-            f"force(z, z) of {system.name} differs from force(z) by {gap:.1e} relative to the state, where only rounding is "
-            "allowed; correct its two-argument force, or use --method krylov"
+            f"force(z, z) of {system.name} differs from force(z) by {gap:.1e} relative to the state, where only "
+            "rounding is allowed; correct its two-argument force, or use --method krylov"
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dyneq.dynamics.newton import DenseDirection, NewtonResult, columns_by_jvp, newton
+from dyneq.dynamics.newton import SMALLEST, DenseDirection, NewtonResult, columns_by_jvp, newton
 from dyneq.systems.protocol import System
 
 #: What a token's root was found from; the index is what ``token_start`` stores (-1: no root).
@@ -48,6 +48,7 @@ def solve_by_substitution(system: System, start: Tensor, *, tol: float, generato
     """
     samples, tokens = start.shape[:2]
     z = start.clone()
+    least = SMALLEST * torch.linalg.vector_norm(system.initial_state().detach(), dim=2)
     guess = torch.full((samples, tokens), -1, dtype=torch.int8)
     failed = torch.full((samples,), -1, dtype=torch.int64)
     steepness = torch.full((samples, tokens), torch.nan, dtype=start.dtype, device=start.device)
@@ -57,12 +58,12 @@ def solve_by_substitution(system: System, start: Tensor, *, tol: float, generato
         if not len(alive):
             break
         force = part.token_force(t, z[alive])
-        solved = _newton_token(force, z[alive, t], tol)
+        solved = _newton_token(force, z[alive, t], least[alive, t], tol)
         _keep(z, guess, steepness, solved, alive, t, 0)
         todo = (~solved.converged).nonzero().flatten()
         if not len(todo):
             continue
-        lost = _try_guesses(system, z, guess, steepness, alive[todo], t, tol, generator)
+        lost = _try_guesses(system, z, guess, steepness, alive[todo], t, least, tol, generator)
         if len(lost):
             failed[lost.cpu()] = t
             z[lost] = start[lost]
@@ -71,8 +72,8 @@ def solve_by_substitution(system: System, start: Tensor, *, tol: float, generato
     return Substitution(z, guess, failed, steepness)
 
 
-def _newton_token(force: Callable[[Tensor], Tensor], guess: Tensor, tol: float) -> NewtonResult:
-    return newton(force, DenseDirection(columns_by_jvp(force)), guess, tol=tol)
+def _newton_token(force: Callable[[Tensor], Tensor], guess: Tensor, least: Tensor, tol: float) -> NewtonResult:
+    return newton(force, DenseDirection(columns_by_jvp(force)), guess, least=least, tol=tol)
 
 
 def _keep(
@@ -91,6 +92,7 @@ def _try_guesses(
     steepness: Tensor,
     rows: Tensor,
     token: int,
+    least: Tensor,
     tol: float,
     generator: torch.Generator,
 ) -> Tensor:
@@ -100,7 +102,7 @@ def _try_guesses(
     first, own_input = z[rows, token], part.initial_state().detach()[:, token]
     left = torch.arange(len(rows), device=rows.device)
     for kind, proposal in _guesses(force, first, own_input, system.eps, generator):
-        solved = _newton_token(force, proposal, tol)
+        solved = _newton_token(force, proposal, least[rows, token], tol)
         new = left[solved.converged[left]]
         z[rows[new], token] = solved.z[new]
         steepness[rows[new], token] = solved.steepness[new]

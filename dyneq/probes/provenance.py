@@ -55,7 +55,7 @@ def stamp(
 
 @functools.cache
 def git_state() -> tuple[str, bool]:
-    """Return the commit of the working directory and whether it has uncommitted changes; ``("", False)`` without git."""
+    """Return the commit of the working directory and whether it has changes; ``("", False)`` without git."""
     try:
         sha = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
         state = subprocess.run(

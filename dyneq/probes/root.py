@@ -1,6 +1,6 @@
 """The root probe: a fixed point of every sample, also where the relaxation cycles."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -9,20 +9,18 @@ from pydantic import Field
 
 from dyneq.dynamics.relax import relax
 from dyneq.dynamics.residuals import sample_norm
-from dyneq.dynamics.roots import STEEP, Roots, find_root
+from dyneq.dynamics.roots import STARTS, STEEP, Roots, Start, find_root
 from dyneq.dynamics.substitution import GUESSES
 from dyneq.dynamics.trajectory import Recorder
 from dyneq.probes.base import Finding, Params, Probe, Progress, silent
 from dyneq.systems.protocol import System
-
-Start = Literal["relaxed", "mean", "initial", "random"]
 
 
 class RootParams(Params):
     """Parameters of the root probe."""
 
     depth: int = Field(800, ge=1, description="depth of the relaxation the starts come from, steps")
-    starts: tuple[Start, ...] = Field(("relaxed", "mean", "initial", "random"), min_length=1, description="starts tried")
+    starts: tuple[Start, ...] = Field(STARTS, min_length=1, description="starts tried, in this order")
     explore: bool = Field(False, description="try every start for every sample and report the roots that differ")
     seed: int = Field(0, description="seed of the random start")
 
@@ -66,11 +64,11 @@ class RootProbe(Probe):
         if bool(ds["degenerate"].any()):
             which = np.nonzero(ds["degenerate"].values)[0].tolist()
             findings.append(
-                Finding("warning", f"the roots of samples {which} are nearly singular for a normalisation: distrust them")
+                Finding("warning", f"the roots of samples {which} are nearly singular for a normalisation: beware")
             )
         if ds.sizes["other"]:
             which = sorted({int(s) for s in ds["other_sample"].values})
-            findings.append(Finding("warning", f"samples {which} have more than one root; the first start's is reported"))
+            findings.append(Finding("warning", f"samples {which} have several roots; the first start's is reported"))
         return findings
 
     def plot(self, ds: xr.Dataset, ax: Any = None) -> Any:
@@ -113,8 +111,8 @@ def _dataset(system: System, roots: Roots) -> xr.Dataset:
         ),
         "failed_token": per_sample(roots.failed_token.numpy(), "first token without a root, -1 if none"),
         "degenerate": per_sample(roots.degenerate.cpu().numpy(), f"whether a Jacobian norm exceeds {STEEP:g}"),
-        "other_sample": ("other", [o.sample for o in roots.others], {"long_name": "sample of a further root", "units": ""}),
-        "other_start": ("other", [o.start for o in roots.others], {"long_name": "start it was found from", "units": ""}),
+        "other_sample": ("other", [o.sample for o in roots.others], {"long_name": "sample of a further root"}),
+        "other_start": ("other", [o.start for o in roots.others], {"long_name": "start it was found from"}),
         "other_distance": (
             "other",
             np.array([o.distance for o in roots.others], dtype=np.float64),

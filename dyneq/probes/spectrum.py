@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from dyneq.dynamics.linearization import Linearization
 from dyneq.dynamics.relax import relax, relax_through
 from dyneq.dynamics.residuals import residuals
-from dyneq.dynamics.roots import find_root
+from dyneq.dynamics.roots import STARTS, find_root
 from dyneq.dynamics.spectra import LeadingSpectrum, Method, leading_spectrum
 from dyneq.dynamics.status import Status
 from dyneq.dynamics.trajectory import Recorder
@@ -95,7 +95,7 @@ def _states(
     relaxation = relax(system, depth, recorder=Recorder(system.eps, depth))
     generator = torch.Generator().manual_seed(params.seed)
     roots = find_root(
-        system, relaxation=relaxation, generator=generator, starts=("relaxed", "mean", "initial", "random")
+        system, relaxation=relaxation, generator=generator, starts=STARTS
     )
     return [(ROOT, roots.z, roots.status)]
 
@@ -200,7 +200,7 @@ def _modes(spectrum: LeadingSpectrum, eps: float, index: NDArray[np.int64]) -> d
 def _derive(ds: xr.Dataset, system: System) -> xr.Dataset:
     """Add the abscissa, the spectral radius and the critical step of every sample."""
     over = [d for d in ("token",) if d in ds["largest_mu"].dims]
-    ds["spectral_radius"] = np.abs(1 + system.eps * ds["largest_mu"]).max(over)
+    ds["spectral_radius"] = xr.ufuncs.abs(1 + system.eps * ds["largest_mu"]).max(over)
     if system.time is Time.MAP:
         return ds
     ds["abscissa"] = ds["rightmost_mu"].real.max(over)

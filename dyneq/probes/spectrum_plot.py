@@ -1,6 +1,7 @@
 """The figure of a spectrum result."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -68,7 +69,7 @@ def _multipliers(ds: xr.Dataset, ax: Axes) -> None:
     ax.legend(loc="best", fontsize=8)
 
 
-def _limits(ax: Axes, points: NDArray[np.complex128]) -> None:
+def _limits(ax: Axes, points: NDArray[Any]) -> None:
     """Show all points with equal scales and the part of the circle they are near to."""
     left, right = min(points.real.min(), 0.97), max(points.real.max(), 1.0)
     height = max(np.abs(points.imag).max(), 0.1)
@@ -80,7 +81,7 @@ def _limits(ax: Axes, points: NDArray[np.complex128]) -> None:
 
 def _map(state: xr.Dataset, ax: Axes) -> None:
     flow = "rightmost_mu" in state
-    values = state["rightmost_mu"].real if flow else np.abs(1 + state["largest_mu"]) - 1
+    values = state["rightmost_mu"].real if flow else xr.ufuncs.abs(1 + state["largest_mu"]) - 1
     name = "max Re mu" if flow else "max |multiplier| - 1"
     grid = np.atleast_2d(values.values if values.ndim == 2 else values.values[:, None])
     low, high = float(np.nanmin(grid)), float(np.nanmax(grid))

@@ -19,8 +19,9 @@ def imported(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            assert PACKAGE not in path.parents, f"{path} imports relatively; imports of the package are absolute"
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively; imports are absolute here"
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
     return found
 

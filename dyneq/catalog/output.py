@@ -55,10 +55,11 @@ def write_dataset(ds: xr.Dataset, path: Path) -> None:
         _whole(path, lambda target: _to_zarr(ds, target))
         return
     try:
-        import h5netcdf  # noqa: F401
+        import h5netcdf
+        import h5py  # noqa: F401
     except ImportError:
         raise DyneqError(
-            "netCDF output needs the package h5netcdf; install dyneq[netcdf], or write .zarr instead"
+            "netCDF output needs the packages h5netcdf and h5py; install dyneq[netcdf], or write .zarr instead"
         ) from None
     _whole(path, lambda target: _real(ds).to_netcdf(target, engine="h5netcdf"))
 

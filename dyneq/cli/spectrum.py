@@ -65,7 +65,8 @@ def _show(ds: "xr.Dataset") -> str:
             lines.append(
                 "  |multiplier|  mu (per unit time)         sample token  residual  condition  est. error"
             )
-        lines += [_row(row) for row in entry["leading"]]
+        status = entry["samples"]["status"]
+        lines += [_row(row, status[row["sample"]] == "converged") for row in entry["leading"]]
     return "\n".join([*lines, "", *findings("spectrum", ds)])
 
 
@@ -86,10 +87,11 @@ def _numbers(entry: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _row(row: dict[str, Any]) -> str:
+def _row(row: dict[str, Any], settled: bool) -> str:
     real, imag = row["mu"]
     token = "all" if row["token"] is None else str(row["token"])
-    mark = "" if row["converged"] else "  NOT CONVERGED"
+    mark = "" if row["converged"] else "  PAIR NOT CONVERGED"
+    mark += "" if settled else "  passing state"
     return (
         f"  {row['modulus']:12.8f}  {real:+11.6f} {imag:+11.6f}i   {row['sample']:6d} {token:>5}  "
         f"{_sci(row['residual'])}   {_sci(row['condition'])}    {_sci(row['error'])}{mark}"

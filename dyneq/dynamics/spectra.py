@@ -21,7 +21,7 @@ Method = Literal["auto", "token", "krylov", "dense"]
 METHODS: tuple[Method, ...] = ("auto", "token", "krylov", "dense")
 
 #: Token blocks up to this many channels are solved by LAPACK, larger ones by Krylov-Schur.
-TOKEN_DENSE_LIMIT = 48
+TOKEN_DENSE_LIMIT = 128
 #: Without token structure, whole samples up to this dimension are solved by LAPACK when the method is ``auto``.
 WHOLE_DENSE_LIMIT = 384
 #: Above this dimension a dense spectrum of a whole sample is refused: the matrices alone would fill the memory.

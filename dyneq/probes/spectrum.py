@@ -1,7 +1,7 @@
 """The spectrum probe: leading eigenvalues of the relaxation map, with address, residual and condition."""
 
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,7 +12,6 @@ from pydantic import Field, field_validator
 
 from dyneq.dynamics.linearization import Linearization
 from dyneq.dynamics.relax import relax, relax_through
-from dyneq.dynamics.residuals import residuals
 from dyneq.dynamics.roots import STARTS, find_root
 from dyneq.dynamics.spectra import LeadingSpectrum, Method, leading_spectrum
 from dyneq.dynamics.status import Status
@@ -46,6 +45,16 @@ class SpectrumParams(Params):
         return tuple(sorted(set(depths)))
 
 
+@dataclass(frozen=True)
+class State:
+    """Where a spectrum is taken: depth (-1: root), state, and how far each sample is from a fixed point."""
+
+    depth: int
+    z: torch.Tensor
+    status: list[Status]
+    force_residual: torch.Tensor
+
+
 class SpectrumProbe(Probe):
     """Leading eigenvalues mu of J = dF/dz and multipliers 1 + eps mu, at relaxed states or at the root."""
 
@@ -65,9 +74,10 @@ class SpectrumProbe(Probe):
             progress: Told how far the measurement is.
         """
         entries = []
-        for depth, z, statuses in _states(system, params, progress):
-            progress("eigenvalues at the root" if depth == ROOT else f"eigenvalues at depth {depth}", 0.5)
-            entries.append(_measure(system, z, statuses, params, depth))
+        for state in _states(system, params, progress):
+            place = "the root" if state.depth == ROOT else f"depth {state.depth}"
+            progress(f"eigenvalues at {place}", 0.5)
+            entries.append(_measure(system, state, params))
         progress("done", 1.0)
         ds = xr.concat(entries, dim="depth", join="outer", combine_attrs="drop_conflicts")
         return _describe(ds)
@@ -85,11 +95,11 @@ class SpectrumProbe(Probe):
 
 def _states(
     system: System, params: SpectrumParams, progress: Progress
-) -> Sequence[tuple[int, torch.Tensor, list[Status]]]:
-    """Return (depth, state, statuses) for every state asked for."""
+) -> list[State]:
+    """Return every state asked for."""
     if params.at == "relaxed":
         progress(f"relaxing to depth {max(params.depth)}", 0.0)
-        return [(r.depth, r.z, r.status) for r in relax_through(system, list(params.depth))]
+        return [State(r.depth, r.z, r.status, r.residuals.force) for r in relax_through(system, list(params.depth))]
     depth = max(params.depth)
     progress(f"finding the root from depth {depth}", 0.0)
     relaxation = relax(system, depth, recorder=Recorder(system.eps, depth))
@@ -97,7 +107,7 @@ def _states(
     roots = find_root(
         system, relaxation=relaxation, generator=generator, starts=STARTS
     )
-    return [(ROOT, roots.z, roots.status)]
+    return [State(ROOT, roots.z, roots.status, roots.residual)]
 
 
 def _targets(system: System) -> dict[str, Target]:
@@ -108,20 +118,20 @@ def _targets(system: System) -> dict[str, Target]:
     return {**largest, "rightmost": Rightmost(), "critical": CriticalStep()}
 
 
-def _measure(system: System, z: torch.Tensor, statuses: list[Status], params: SpectrumParams, depth: int) -> xr.Dataset:
+def _measure(system: System, state: State, params: SpectrumParams) -> xr.Dataset:
     """Return the dataset of one state, with a ``depth`` dimension of length one."""
     begun = time.perf_counter()
+    z, depth = state.z, state.depth
     samples = z.shape[0]
     usable = torch.isfinite(z).flatten(1).all(1).cpu()
     if depth == ROOT:
-        usable &= torch.tensor([s.good for s in statuses])
+        usable &= torch.tensor([s.good for s in state.status])
     index = usable.nonzero().flatten()
-    with torch.no_grad():
-        found = residuals(system, z)
+    residual = state.force_residual.cpu().double().numpy()
     base = {
-        "status": (("depth", "sample"), np.array([[s.value for s in statuses]], dtype=object)),
-        "force_residual": (("depth", "sample"), found.force.cpu().double().numpy()[None]),
-        "step_residual": (("depth", "sample"), found.step.cpu().double().numpy()[None]),
+        "status": (("depth", "sample"), np.array([[s.value for s in state.status]], dtype=object)),
+        "force_residual": (("depth", "sample"), residual[None]),
+        "step_residual": (("depth", "sample"), system.eps * residual[None]),
     }
     coords = {
         "depth": [depth],
@@ -172,7 +182,7 @@ def _per_block(
     variables: dict[str, Any] = {}
     for name, target in targets.items():
         best = spectrum.pairs.best(target, spectrum.samples * spectrum.tokens).reshape(-1, *shape[1:])
-        for part, fill in (("mu", np.nan + 0j), ("residual", np.nan), ("condition", np.nan), ("converged", False)):
+        for part, fill in (("mu", np.nan + 0j), ("residual", np.nan), ("condition", np.nan), ("converged", np.nan)):
             values = np.full(shape, fill)
             values[index] = np.where(best >= 0, getattr(spectrum.pairs, part)[best], fill)
             variables[f"{name}_{part}"] = (dims, values[None])
@@ -194,7 +204,8 @@ def _modes(spectrum: LeadingSpectrum, eps: float, index: NDArray[np.int64]) -> d
         "error": pairs.residual * pairs.condition,
         "converged": pairs.converged.astype(np.float64),
     }
-    return {name: (("depth", "mode"), values[None]) for name, values in columns.items()}
+    modes: dict[str, Any] = {name: (("depth", "mode"), values[None]) for name, values in columns.items()}
+    return {**modes, "mode": np.arange(len(pairs.mu))}  # states may differ by one mode: a pair is never split
 
 
 def _derive(ds: xr.Dataset, system: System) -> xr.Dataset:
@@ -242,7 +253,7 @@ _PARTS = {
     "mu": ("eigenvalue", "1/time"),
     "residual": ("residual of the pair", "1/time"),
     "condition": ("condition of the pair", "1"),
-    "converged": ("whether the pair converged", ""),
+    "converged": ("1 where the pair converged, 0 where not", ""),
 }
 _TARGETS = {"largest": "largest multiplier", "rightmost": "largest real part", "critical": "smallest critical step"}
 

@@ -45,12 +45,17 @@ def _summarize_state(state: xr.Dataset) -> list[Finding]:
     unsure = int((state["converged"] == 0).sum())
     if unsure:
         found.append(Finding("warning", f"{label}: {unsure} of the leading pairs did not converge; they are marked"))
-    if "abscissa" in state:
-        found.append(_flow_finding(state, label))
+    # nothing is said of the stability of a passing state
+    settled = state.isel(sample=[i for i, s in enumerate(status) if s == "converged"])
+    if not settled.sizes["sample"]:
+        found.append(Finding("undetermined", f"{label}: without a fixed point nothing is called stable or unstable"))
+    elif "abscissa" in state:
+        found.append(_flow_finding(settled, label))
     else:
-        radius = float(state["spectral_radius"].max())
-        word = "unstable" if radius > 1 else "stable"
-        found.append(Finding("fact", f"{label}: spectral radius {radius:.6f}: the map is {word} there"))
+        radius = float(settled["spectral_radius"].max())
+        unstable = int((settled["spectral_radius"] > 1).sum())
+        word = f"unstable in {unstable} samples" if unstable else "stable at every fixed point reached"
+        found.append(Finding("fact", f"{label}: spectral radius {radius:.6f}: the map is {word}"))
     return found
 
 
@@ -86,7 +91,7 @@ def worst_pair(state: xr.Dataset, target: str) -> tuple[complex, str]:
     key = mu.real if target == "rightmost" else 2 * mu.real / np.abs(mu) ** 2
     values = np.where(np.isnan(key.values), -np.inf, key.values)
     at = np.unravel_index(int(values.argmax()), values.shape)
-    place = f"sample {int(at[0])}" + (f", token {int(at[1])}" if len(at) > 1 else "")
+    place = f"sample {int(mu['sample'].values[at[0]])}" + (f", token {int(at[1])}" if len(at) > 1 else "")
     return complex(mu.values[at]), place
 
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from dyneq import plugins
-from dyneq.errors import DyneqError, UsageError
+from dyneq.errors import DyneqError, UsageError, nearest
 from dyneq.systems.block import BoundBlock, EquilibriumBlock
 from dyneq.systems.vocabulary import CharacterVocabulary
 
@@ -122,11 +122,16 @@ def build_block(config: object) -> EquilibriumBlock:
         )
     try:
         block_type = plugins.load("dyneq.systems", config["kind"], "kind of block")
-        return block_type(block_type.Config(**config))
-    except (ValidationError, UsageError) as error:
+        return block_type(block_type.Config.model_validate(config))
+    except (ValidationError, UsageError, MemoryError, RuntimeError) as error:
         problem = str(error)
         if isinstance(error, ValidationError):
-            problem = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
+            known = block_type.Config.model_fields
+            problem = "; ".join(
+                f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}"
+                + (nearest(str(e["loc"][0]), known) if e["type"] == "extra_forbidden" else "")
+                for e in error.errors()
+            )
         raise DyneqError(
             f"the checkpoint's config does not describe a block ({problem}); it was written by another version "
             "or is damaged"
@@ -139,7 +144,9 @@ def load_weights(block: EquilibriumBlock, weights: object) -> None:
     Raises:
         DyneqError: If names or shapes differ from the block's, or a weight is not finite.
     """
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()
+    ):
         raise DyneqError("the checkpoint's 'model' should map names to tensors, but does not; save it again")
     own = block.state_dict()
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
@@ -147,6 +154,13 @@ def load_weights(block: EquilibriumBlock, weights: object) -> None:
         raise DyneqError(
             f"the checkpoint's weights do not belong to its config: missing {missing or 'none'}, "
             f"unexpected {extra or 'none'}; save the model and its config together"
+        )
+    dtypes = {w.dtype for w in weights.values()}
+    plain = all(w.is_floating_point() and w.layout is torch.strided and not w.is_meta for w in weights.values())
+    if len(dtypes) != 1 or not plain:
+        raise DyneqError(
+            f"the checkpoint's weights should be dense floating tensors of one dtype, but are of "
+            f"{', '.join(sorted(map(str, dtypes)))}; save the model in one precision"
         )
     for name, expected in own.items():
         if weights[name].shape != expected.shape:
@@ -160,4 +174,4 @@ def load_weights(block: EquilibriumBlock, weights: object) -> None:
                 f"the weight {name!r} holds {bad} NaN or infinite values out of {expected.numel()}: the training "
                 "had already broken when it was saved; take an earlier snapshot"
             )
-    block.load_state_dict(weights)
+    block.to(dtypes.pop()).load_state_dict(weights)  # the stored precision, so that a round trip loses nothing

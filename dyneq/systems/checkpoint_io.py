@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import os
-import pickle
+import pickletools
 import uuid
 import zipfile
 from pathlib import Path
@@ -29,9 +29,15 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> str:
         checkpoint: What to write; the ``.safetensors`` form leaves out the training state.
 
     Raises:
-        DyneqError: If the ending is unknown or the file cannot be written.
+        DyneqError: If the ending is unknown, a value is not plain, or the file cannot be written.
     """
     path = Path(path)
+    unknown = sorted(checkpoint.training.keys() - set(OPTIONAL))
+    if unknown:
+        raise DyneqError(
+            f"the training state of a checkpoint may hold {', '.join(OPTIONAL)}, but holds {unknown}; put other values "
+            "into metrics or recipe"
+        )
     header = {
         "format": FORMAT,
         "config": checkpoint.block.config.model_dump(),
@@ -50,13 +56,26 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> str:
         evaluation = {"tokens": tokens, "targets": targets, "source": batch.source}
         torch.save({**header, "model": model, "evaluation": evaluation, **checkpoint.training}, buffer)
         data = buffer.getvalue()
+        if foreign := _unsafe_globals(data):  # a numpy scalar among the metrics, say: loading would refuse the file
+            raise DyneqError(
+                f"a checkpoint holds tensors and plain values only, but this one would hold {', '.join(foreign)}; "
+                "convert them with float(), int() or str() first"
+            )
     elif path.suffix == ".safetensors":
         from safetensors.torch import save
 
         tensors = {f"model.{name}": w for name, w in model.items()}
         tensors |= {"evaluation.tokens": tokens, "evaluation.targets": targets}
         header["evaluation"] = {"source": batch.source}
-        data = save(tensors, metadata={"dyneq": json.dumps(header)})
+        try:
+            text = json.dumps(header)
+        except (TypeError, ValueError) as error:
+            raise DyneqError(
+                f"the header of a safetensors checkpoint holds plain values only ({error}); convert them with float(), "
+                "int() or str() first"
+            ) from error
+        sealed = json.dumps({**header, "sha256": _content_digest(text, tensors)})
+        data = save(tensors, metadata={"dyneq": sealed})  # one entry: safetensors orders several at random
     else:
         raise DyneqError(f"a checkpoint file ends in .pt or .safetensors, but {path.name!r} does not; rename it")
     write_atomically(path, data)
@@ -119,10 +138,17 @@ def load_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
 
 def _read_pt(data: bytes, trust: bool) -> object:
     if not zipfile.is_zipfile(io.BytesIO(data)):
+        imported = _pickled_globals(data)
+        if imported:
+            raise DyneqError(
+                f"the file is a bare pickle that would import and run {', '.join(imported)}, and it was not unpickled; "
+                "a checkpoint is written by dyneq.save_checkpoint"
+            )
         raise DyneqError(
             f"a checkpoint written by torch.save was expected, but these {len(data)} bytes are not one or are "
             "truncated; copy the file again"
         )
+    _check_archive(data)
     if not trust:
         unsafe = _unsafe_globals(data)
         if unsafe:
@@ -132,9 +158,48 @@ def _read_pt(data: bytes, trust: bool) -> object:
             )
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=not trust)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, ImportError) as error:
+    except Exception as error:  # what a malformed pickle makes the unpickler raise has no end
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DyneqError(f"the file is damaged ({first[:200]}); copy it again or take another snapshot") from error
+
+
+def _check_archive(data: bytes) -> None:
+    """Compare every record with its checksum, which torch itself does not: a flipped bit would load as a weight."""
+    try:
+        broken = zipfile.ZipFile(io.BytesIO(data)).testzip()
+    except Exception as error:  # zipfile raises a dozen kinds on damaged records
+        raise DyneqError(f"the file is damaged ({type(error).__name__}: {error}); copy it again") from error
+    if broken is not None:
+        raise DyneqError(f"the file is damaged (the record {broken!r} does not match its checksum); copy it again")
+
+
+def _pickled_globals(data: bytes) -> list[str]:
+    """Return the names a file of bare pickles would import, read off its opcodes without running anything."""
+    names: set[str] = set()
+    texts: list[str] = []
+    stream = io.BytesIO(data)
+    try:
+        while stream.tell() < len(data):  # the old form of torch.save is several pickles in a row
+            for opcode, argument, _ in pickletools.genops(stream):
+                if opcode.name in ("GLOBAL", "INST"):
+                    names.add(str(argument).replace(" ", "."))
+                elif opcode.name == "STACK_GLOBAL":  # module and name are the last two strings, unless memoised
+                    names.add(".".join(texts[-2:]))
+                elif isinstance(argument, str):
+                    texts.append(argument)
+    except Exception:
+        pass  # not pickles to the end; what was found so far is reported
+    return sorted(names)
+
+
+def _content_digest(header: str, tensors: dict[str, Tensor]) -> str:
+    """Digest of a safetensors checkpoint's header and tensors; the format itself has no checksum."""
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        t = tensors[name].contiguous()
+        digest.update(f"{name} {t.dtype} {list(t.shape)}".encode())
+        digest.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _unsafe_globals(data: bytes) -> list[str]:
@@ -146,21 +211,23 @@ def _unsafe_globals(data: bytes) -> list[str]:
 
 
 def _read_safetensors(data: bytes) -> object:
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         tensors = load(data)
         length = int.from_bytes(data[:8], "little")
         header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["dyneq"])
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        expected = header.pop("sha256")
+    except Exception as error:  # arbitrary bytes: bad JSON, bad lengths, foreign headers
         raise DyneqError(
             f"a safetensors file with a 'dyneq' header was expected, but it is damaged or has none "
             f"({type(error).__name__}: {error}); write it with dyneq.save_checkpoint"
         ) from error
+    if _content_digest(json.dumps(header), tensors) != expected:
+        raise DyneqError("the file is damaged (its content does not match its SHA-256); copy it again")
     model = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     batch = {key: tensors.get(f"evaluation.{key}") for key in ("tokens", "targets")}
-    if isinstance(header, dict) and isinstance(header.get("evaluation"), dict):
+    if isinstance(header.get("evaluation"), dict):
         header["evaluation"] = {**header["evaluation"], **batch}
         header["model"] = model
     return header
@@ -194,9 +261,16 @@ def _assemble(held: object) -> Checkpoint:
     vocabulary = CharacterVocabulary.from_plain(held["tokenizer"])
     evaluation = _evaluation(held["evaluation"])
     try:
-        block.embed(evaluation.tokens)
+        for indices in (evaluation.tokens, evaluation.targets):  # targets are tokens too
+            block.embed(indices)
     except DyneqError as error:
         raise DyneqError(f"the pinned evaluation batch does not fit the block: {error}") from None
+    highest = int(torch.maximum(evaluation.tokens, evaluation.targets).max())
+    if highest >= len(vocabulary):
+        raise DyneqError(
+            f"the checkpoint's vocabulary has {len(vocabulary)} symbols, but its evaluation batch uses {highest}; "
+            "save the vocabulary the batch was encoded with"
+        )
     training = {key: held[key] for key in OPTIONAL if key in held}
     return Checkpoint(
         block, vocabulary, evaluation, held["step"], dict(held["metrics"]), dict(held["recipe"]), training
@@ -214,6 +288,7 @@ def _evaluation(plain: Any) -> EvaluationBatch:
         or tokens.shape != targets.shape
         or not tokens.numel()
         or {tokens.dtype, targets.dtype} != {torch.int64}
+        or any(t.is_meta or t.layout is not torch.strided for t in (tokens, targets))
     ):
         raise DyneqError(
             "the checkpoint should pin an evaluation batch of int64 tokens and targets [sample, token], but does not; "

@@ -204,6 +204,11 @@ class _Selected(System):
     """Some samples of another system, for systems that cannot restrict themselves: evaluates all, returns some."""
 
     def __init__(self, parent: System, samples: Tensor) -> None:
+        if samples.unique().numel() != samples.numel():
+            raise DyneqError(
+                f"{parent.name} evaluates its whole batch, so a sample can be selected only once, but "
+                f"{samples.tolist()} repeats one; give the system a select(samples) of its own"
+            )
         self.parent, self.indices = parent, samples
         self.name, self.time, self.eps, self.structure = parent.name, parent.time, parent.eps, parent.structure
         self.has_loss = parent.has_loss

@@ -1,0 +1,147 @@
+"""``dyneq train``: train a recipe, or resume a run."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from dyneq.cli.common import plain
+from dyneq.errors import DyneqError, UsageError
+
+if TYPE_CHECKING:
+    from dyneq.train.loop import Outcome
+    from dyneq.train.recipe import Recipe
+
+RUNS = Path("runs")
+
+
+@click.command()
+@click.option("--recipe", metavar="NAME|FILE", help="A packaged recipe or a TOML file.  [default: default]")
+@click.option("--data", metavar="FILE", help="Train on this UTF-8 text instead of the recipe's corpus.")
+@click.option("--gradient", metavar="SPEC", help="Such as adjoint, bptt60 or adjoint:solver=gmres,tol=1e-6.")
+@click.option("--steps", type=int, help="Updates in all.")
+@click.option("--seed", type=int, envvar="DYNEQ_SEED", help="Seed of the weights and of the batches.")
+@click.option("--dtype", metavar="float32|float64", envvar="DYNEQ_DTYPE", help="Precision of everything.")
+@click.option(
+    "--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Any recipe setting, as optimizer.lr=1e-3."
+)
+@click.option("--run", "folder", metavar="DIR", help="Run folder; a bare name is a folder in runs/.")
+@click.option("--resume", metavar="RUN", help="Continue this run folder where it stopped, bit for bit.")
+@click.option("--device", default="cpu", show_default=True, envvar="DYNEQ_DEVICE", help="Where to train.")
+@click.option("--quiet", is_flag=True, envvar="DYNEQ_QUIET", help="No progress.")
+@click.option("--json", "as_json", is_flag=True, envvar="DYNEQ_JSON", help="Print one JSON document.")
+def train(
+    recipe: str | None,
+    data: str | None,
+    gradient: str | None,
+    steps: int | None,
+    seed: int | None,
+    dtype: str | None,
+    assignments: tuple[str, ...],
+    folder: str | None,
+    resume: str | None,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Train a small equilibrium block on text, keeping snapshots and a log in a run folder.
+
+    \b
+    dyneq train --recipe default --gradient bptt60 --steps 200
+    dyneq train --resume runs/default-bptt-0
+    """  # noqa: D301
+    overrides = _overrides(data, gradient, steps, seed, dtype)
+    source = click.get_current_context().get_parameter_source
+    fixed = ("recipe", "data", "gradient", "steps", "seed", "dtype", "assignments", "folder")
+    if resume is not None and any(source(name) is ParameterSource.COMMANDLINE for name in fixed):
+        raise UsageError(
+            "--resume continues a run with the recipe it was started with, so it goes with none of --recipe, --data, "
+            "--gradient, --steps, --seed, --dtype, --set and --run; drop them, or start a new run"
+        )
+    from dyneq.train import loop
+    from dyneq.train.progress import progress_for
+    from dyneq.train.recipe import load_recipe
+
+    _check_device(device)
+    hooks = loop.Hooks(progress=progress_for(quiet or as_json))
+    path = None if resume is None else _folder(resume)
+    try:
+        if path is not None:
+            outcome = loop.resume(path, device=device, hooks=hooks)
+        else:
+            resolved = load_recipe(recipe, [*assignments, *overrides])
+            path = _folder(folder or _default_name(recipe, resolved))
+            outcome = loop.start(resolved, path, device=device, hooks=hooks)
+    except KeyboardInterrupt:
+        if path is not None and path.is_dir():
+            click.echo(f"continue with --resume {path}", err=True)
+        raise
+    _report(outcome, as_json)
+    if outcome.ending is not loop.Ending.COMPLETED:
+        raise DyneqError(outcome.sentence)
+
+
+def _overrides(
+    data: str | None, gradient: str | None, steps: int | None, seed: int | None, dtype: str | None
+) -> list[str]:
+    """Return the options as assignments, applied after ``--set``."""
+    # JSON strings are TOML strings, so that a path or a spec is never read as a TOML value
+    file = None if data is None else str(Path(data).absolute())
+    settings = {"data.file": file, "gradient": gradient, "run.steps": steps, "run.seed": seed, "run.dtype": dtype}
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items() if value is not None]
+
+
+def _folder(name: str) -> Path:
+    path = Path(name)
+    bare = path.name == name and name not in (".", "..")
+    return RUNS / name if bare and not path.is_dir() else path
+
+
+def _default_name(source: str | None, recipe: "Recipe") -> str:
+    return f"{Path(source or 'default').stem}-{recipe.gradient['name']}-{recipe.run.seed}"
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(f"the device {name!r} cannot be used ({first}); leave --device out for the CPU") from None
+
+
+def _report(outcome: "Outcome", as_json: bool) -> None:
+    from dyneq.systems.checkpoint_io import load_checkpoint
+
+    kept = load_checkpoint(outcome.snapshot)
+    results: list[dict[str, Any]] = [
+        {
+            "run": str(outcome.folder),
+            "snapshot": str(outcome.snapshot),
+            "step": outcome.step,
+            "seconds": round(outcome.seconds, 3),
+            **outcome.metrics,
+        }
+    ]
+    if as_json:
+        document = {
+            "schema": 1,
+            "command": "train",
+            "checkpoint": {"name": kept.name, "sha256": kept.sha256, "step": kept.step},
+            "params": kept.recipe,
+            "results": results,
+            "status": outcome.ending.value,
+        }
+        click.echo(json.dumps(plain(document), allow_nan=False))
+        return
+    click.echo(f"{outcome.ending.value} after {outcome.step} updates in {outcome.seconds:.0f} s")
+    if outcome.metrics:
+        click.echo(
+            f"validation loss {outcome.metrics['validation_loss']:.4f} nats per character; force residual after "
+            f"{kept.recipe['run']['relaxation']} steps: median {outcome.metrics['validation_force_residual']:.1e}, "
+            f"worst sample {outcome.metrics['validation_force_residual_max']:.1e}"
+        )
+    click.echo(str(outcome.snapshot))

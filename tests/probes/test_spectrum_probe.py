@@ -1,0 +1,241 @@
+"""The spectrum probe on systems whose spectrum is known, and on blocks at and off their fixed points."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+import dyneq
+from dyneq.dynamics.linearization import Linearization
+from dyneq.dynamics.roots import find_root
+from dyneq.errors import UsageError
+from dyneq.probes.base import Probe
+from dyneq.probes.registry import get_probe, make_params, run_probe
+from dyneq.probes.spectrum_summary import json_entry
+from dyneq.systems import analytic
+from dyneq.systems.thick import ThickBlock, ThickConfig
+
+F64 = torch.float64
+
+
+def block(seed=0, samples=3, gain=1.0, **options):
+    options = {"vocabulary": 13, "channels": 8, "heads": 2, "tokens": 6, **options}
+    generator = torch.Generator().manual_seed(seed)
+    built = ThickBlock(ThickConfig(**options), generator).double()
+    with torch.no_grad():
+        built.attn.wo.weight.mul_(gain)
+        built.ffn.pj.weight.mul_(gain)
+    tokens = torch.randint(0, 13, (samples, 6), generator=generator)
+    return built.bind(tokens, tokens.roll(-1, 1))
+
+
+def leading(ds, state=0):
+    return json_entry(ds.isel(depth=state))["leading"]
+
+
+@pytest.mark.parametrize("theta", [0.0, 0.3, 1.2, math.pi / 2, 3.0])
+def test_rotation_has_its_radius_at_every_angle(theta):
+    """A Rayleigh power iteration reads 0.946, 0.36 and 0 here; the radius is 0.99."""
+    system = analytic.RotationMap(angle=theta)
+    ds = run_probe("spectrum", system, depth=(5,), numerical_abscissa=False)
+    np.testing.assert_allclose(ds["spectral_radius"], 0.99, rtol=1e-13)
+    assert "critical_eps" not in ds, "a map has no step to blame"
+    assert "abscissa" not in ds
+
+
+def test_stuart_landau_root_is_the_unstable_focus():
+    system = analytic.StuartLandau()
+    ds = run_probe("spectrum", system, depth=(200,), at="root")
+    mu = ds["mu"].isel(depth=0).values
+    expected = complex(system.r, system.nu)
+    assert np.abs(mu - np.where(mu.imag > 0, expected, expected.conjugate())).max() < 1e-12
+    np.testing.assert_allclose(ds["abscissa"], system.r, atol=1e-12)
+    assert np.isnan(ds["critical_eps"]).all(), "undefined where the flow is unstable"
+    assert json_entry(ds.isel(depth=0))["depth"] is None
+    assert json_entry(ds.isel(depth=0))["critical_eps"] is None
+    assert float(ds["force_residual"].max()) < 1e-11, "also at the root z = 0"
+    # for the normal matrix [[r, -nu], [nu, r]] the numerical abscissa is the abscissa
+    np.testing.assert_allclose(ds["numerical_abscissa"], system.r, atol=1e-6)
+
+
+def test_critical_step_of_the_normal_form():
+    system = analytic.HopfNormalForm(eps=0.05)
+    ds = run_probe("spectrum", system, depth=(4000,), numerical_abscissa=False)
+    assert (ds["status"] == "converged").all() or float(ds["force_residual"].max()) > 1e-6
+    at_root = run_probe("spectrum", system, at="root", numerical_abscissa=False)
+    expected = -2 * -0.1 / (0.1**2 + 1.0**2)  # -2a/(a^2 + b^2), REFERENCE
+    np.testing.assert_allclose(at_root["critical_eps"], expected, rtol=1e-10)
+
+
+def test_step_beyond_the_critical_one_is_blamed_on_euler():
+    text = " ".join(f.text for f in _summary(analytic.HopfNormalForm(eps=0.5), at="root"))
+    assert "exceeds the critical step" in text
+    assert "Euler" in text
+
+
+def test_unstable_flow_is_not_blamed_on_the_step():
+    text = " ".join(f.text for f in _summary(analytic.StuartLandau(), at="root"))
+    assert "flow unstable in" in text
+    assert "complex pair" in text
+    assert "Euler" not in text
+
+
+def _summary(system, **params):
+    probe = get_probe("spectrum")
+    return probe.summary(run_probe(probe, system, numerical_abscissa=False, **params))
+
+
+def test_grcar_reference_values():
+    ds = run_probe("spectrum", analytic.Grcar(), depth=(1,), method="dense")
+    # REFERENCE.md, computed independently in high precision
+    np.testing.assert_allclose(ds["abscissa"], 1.6574333511, atol=1e-9)
+    np.testing.assert_allclose(ds["numerical_abscissa"], 2.9459949997, atol=1e-6)
+
+
+def test_unconverged_depth_is_said_beside_the_eigenvalues():
+    system = block(gain=1.5)
+    ds = run_probe("spectrum", system, depth=(3, 2000))
+    early, late = (json_entry(ds.isel(depth=i)) for i in range(2))
+    assert early["samples"]["status"] == ["max_steps"] * 3
+    assert early["force_residual"] > 1e-3
+    assert late["samples"]["status"] == ["converged"] * 3
+    findings = get_probe("spectrum").summary(ds)
+    assert any(f.level == "warning" and "not at a fixed point" in f.text and "depth 3" in f.text for f in findings)
+    assert any(f.level == "undetermined" and "depth 3" in f.text for f in findings)
+    assert not any("depth 3:" in f.text and "flow" in f.text for f in findings), "no verdict on a passing state"
+    assert any(f.level == "fact" and "every sample at a fixed point" in f.text and "2000" in f.text for f in findings)
+
+
+@pytest.mark.parametrize("method", ["token", "krylov", "dense"])
+def test_spectrum_at_the_root_by_all_methods(method):
+    system = block(seed=1, gain=1.5)
+    root = find_root(system, depth=50).z
+    expected = torch.linalg.eigvals(Linearization(system, root).token_blocks()).flatten(1)
+    ds = run_probe("spectrum", system, depth=(50,), at="root", method=method, count=4)
+    np.testing.assert_allclose(ds["abscissa"][0], expected.real.amax(1), atol=1e-7)
+    rows = leading(ds)
+    assert all(row["converged"] for row in rows)
+    assert all((row["token"] is None) == (method != "token") for row in rows)
+    assert all(row["residual"] < 1e-8 for row in rows)
+    assert all(row["condition"] >= 1 - 1e-9 for row in rows)
+    modulus = np.abs(1 + 0.1 * expected.numpy())
+    assert rows[0]["modulus"] == pytest.approx(modulus.max(), abs=1e-7)
+
+
+def test_every_variable_has_a_name_and_units_and_the_result_its_provenance():
+    ds = run_probe("spectrum", block(), depth=(20,), provenance={"checkpoint_sha256": "abc"})
+    for name, variable in ds.data_vars.items():
+        assert variable.attrs["long_name"], name
+        assert "units" in variable.attrs, name
+    wanted = "created_at creation_library creation_library_version schema_version probe probe_version params seed "
+    wanted += "git_sha git_dirty torch_version device dtype duration_s status"
+    assert set(wanted.split()) <= set(ds.attrs)
+    assert ds.attrs["checkpoint_sha256"] == "abc"
+    assert json.loads(ds.attrs["params"])["depth"] == [20]
+    assert ds.attrs["dtype"] == "float64"
+    assert ds["mu"].dtype == np.complex128
+
+
+def test_diverged_samples_are_left_out_and_said():
+    system = dyneq.systems.adapters.from_ode(
+        lambda z: z.square() - 1, torch.tensor([[0.0, 0.5], [3.0, 0.0]], dtype=F64), eps=0.1
+    )
+    ds = run_probe("spectrum", system, depth=(500,))
+    assert list(ds["status"].values[0]) == ["converged", "diverged"]
+    assert np.isnan(ds["abscissa"].values[0]).tolist() == [False, True]
+    assert ds["abscissa"].values[0, 0] == pytest.approx(-2.0, abs=1e-6)  # d(z^2 - 1)/dz at -1
+    assert {row["sample"] for row in leading(ds)} == {0}
+    everything_lost = system.select(torch.tensor([1]))
+    ds = run_probe("spectrum", everything_lost, depth=(500,))
+    assert leading(ds) == []
+    with pytest.raises(UsageError, match="nothing to draw"):
+        get_probe("spectrum").plot(ds)
+
+
+def test_samples_keep_their_numbers_when_others_are_left_out():
+    system = dyneq.systems.adapters.from_ode(lambda z: z.square() - 1, torch.tensor([[3.0], [0.0]], dtype=F64), eps=0.1)
+    ds = run_probe("spectrum", system, depth=(500,))
+    assert [row["sample"] for row in leading(ds)] == [1]
+    text = " ".join(f.text for f in get_probe("spectrum").summary(ds))
+    assert "at sample 1" in text
+
+
+def test_single_precision_agrees_within_its_rounding():
+    double = block(seed=2)
+    single = double.block.float().bind(double.tokens)
+    double = block(seed=2)
+    a = run_probe("spectrum", double, depth=(300,), count=2)
+    b = run_probe("spectrum", single, depth=(300,), count=2)
+    assert b.attrs["dtype"] == "float32"
+    assert (b["status"] == "converged").all()
+    np.testing.assert_allclose(b["abscissa"], a["abscissa"], atol=2e-4)
+
+
+@pytest.mark.parametrize("states", [(20,), (5, 20, 60)])
+def test_figure(states):
+    ds = run_probe("spectrum", block(), depth=states)
+    figure = get_probe("spectrum").plot(ds)
+    assert isinstance(figure, Figure)
+    circle, grid = figure.axes[:2]
+    labels = [t.get_text() for t in circle.get_legend().get_texts()]
+    assert labels == [f"depth {d}" for d in states]
+    drawn = circle.lines[len(states) - 1].get_xydata()
+    mu = np.concatenate([ds[f"{n}_mu"].values[-1].ravel() for n in ("largest", "rightmost", "critical")])
+    mu = mu[np.isfinite(mu)]
+    assert np.abs(drawn[: len(mu), 0] - (1 + 0.1 * mu.real)).max() < 1e-12
+    image = grid.images[0].get_array()
+    np.testing.assert_allclose(image, ds["rightmost_mu"].values[-1].real)
+
+
+def test_figure_on_given_axes():
+    ds = run_probe("spectrum", analytic.Grcar(), depth=(1,), method="dense")
+    own = Figure()
+    axes = own.subplots(1, 2)
+    assert get_probe("spectrum").plot(ds, axes) is own
+    with pytest.raises(UsageError, match="two axes"):
+        get_probe("spectrum").plot(ds, own.subplots(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"depth": (0,)}, "at least 1 step"),
+        ({"depth": (-3,)}, "at least 1 step"),
+        ({"dept": (3,)}, "did you mean 'depth'"),
+        ({"count": 0}, "count"),
+        ({"method": "tokens"}, "method"),
+        ({"depth": ()}, "depth"),
+    ],
+)
+def test_wrong_parameters_are_one_sentence(params, words):
+    with pytest.raises(UsageError, match=words) as error:
+        run_probe("spectrum", analytic.Grcar(), **params)
+    assert "\n" not in str(error.value)
+
+
+def test_probes_are_found_by_entry_point():
+    assert isinstance(get_probe("spectrum"), Probe)
+    with pytest.raises(UsageError, match="did you mean 'spectrum'"):
+        get_probe("spektrum")
+
+
+def test_needs_are_checked_before_the_run():
+    class Needy(type(get_probe("spectrum"))):
+        needs_loss = True
+        needs_causal = True
+
+    with pytest.raises(UsageError, match="needs a loss"):
+        run_probe(Needy(), analytic.Grcar())
+    silent = block()
+    silent.structure = dyneq.Structure(1, causal=False)
+    with pytest.raises(UsageError, match="needs a block that is causal"):
+        run_probe(Needy(), silent)
+
+
+def test_params_are_immutable():
+    params = make_params(get_probe("spectrum"), {})
+    with pytest.raises(Exception, match="frozen"):
+        params.count = 3

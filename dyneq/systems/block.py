@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dyneq.errors import DyneqError
+from dyneq.errors import DyneqError, UsageError
 from dyneq.systems.protocol import Product, Structure, System, Time
 
 
@@ -85,6 +85,8 @@ class BoundBlock(System):
                 f"targets must have the shape of the tokens, {list(tokens.shape)}, but have {list(targets.shape)}; "
                 "shift the text by one token to make them"
             )
+        if not eps > 0:
+            raise UsageError(f"eps must be positive, but {eps} was asked for; the usual value is 0.1")
         self.block, self.tokens, self.targets, self.eps = block, tokens, targets, float(eps)
         self.structure = Structure(token_axis=1, causal=block.causal)
         self.name = type(block).__name__

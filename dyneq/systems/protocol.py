@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from dyneq.errors import DyneqError
+from dyneq.errors import DyneqError, UsageError
 
 Product = Callable[[Tensor], Tensor]
 
@@ -107,15 +107,15 @@ class System(ABC):
         """Return a copy that relaxes with another step size.
 
         Raises:
-            DyneqError: If the system is a map, or ``eps`` is not positive.
+            UsageError: If the system is a map, or ``eps`` is not positive.
         """
         if self.time is Time.MAP:
-            raise DyneqError(
+            raise UsageError(
                 f"{self.name} is a map: it has no step size to change (eps is 1), but eps={eps} was asked for; "
                 "leave eps out"
             )
         if not eps > 0:
-            raise DyneqError(f"eps must be positive, but {eps} was asked for; the usual value is 0.1")
+            raise UsageError(f"eps must be positive, but {eps} was asked for; the usual value is 0.1")
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
         copy.eps = float(eps)

@@ -1,5 +1,6 @@
 """Batched linear operators and Krylov methods on them; this layer knows no system."""
 
+from dyneq.linalg.arnoldi import Arnoldi
 from dyneq.linalg.dense import dense_eigenpairs, dense_eigenvalues
 from dyneq.linalg.gmres import GmresResult, GmresStatus, solve
 from dyneq.linalg.krylov_schur import eigenpairs
@@ -9,6 +10,7 @@ from dyneq.linalg.result import EigenResult, default_tolerance
 from dyneq.linalg.targets import CriticalStep, LargestMagnitude, LargestModulus, Rightmost, Target, critical_step
 
 __all__ = [
+    "Arnoldi",
     "CallableOperator",
     "CriticalStep",
     "EigenResult",

@@ -62,8 +62,10 @@ def _multipliers(ds: xr.Dataset, ax: Axes) -> None:
     ax.plot(np.cos(angle), np.sin(angle), color="black", lw=1, zorder=1)
     ax.axhline(0, color="0.8", lw=0.6, zorder=0)
     _limits(ax, points)
-    outside = int((np.abs(points[points.imag >= 0]) > 1).sum())
-    ax.set_title(f"leading multipliers of every block ({outside} outside the unit circle)", fontsize=10)
+    modulus = np.abs(1 + eps * np.ravel(ds["largest_mu"].isel(depth=-1).values))
+    modulus = modulus[np.isfinite(modulus)]
+    outside, what = int((modulus > 1).sum()), "tokens" if "token" in ds.dims else "samples"
+    ax.set_title(f"leading multipliers; {outside} of {len(modulus)} {what} leave the unit circle", fontsize=10)
     ax.set_xlabel("Re (1 + eps mu)")
     ax.set_ylabel("Im (1 + eps mu)")
     ax.legend(loc="best", fontsize=8)
@@ -72,11 +74,11 @@ def _multipliers(ds: xr.Dataset, ax: Axes) -> None:
 def _limits(ax: Axes, points: NDArray[Any]) -> None:
     """Show all points with equal scales and the part of the circle they are near to."""
     left, right = min(points.real.min(), 0.97), max(points.real.max(), 1.0)
-    height = max(np.abs(points.imag).max(), 0.1)
-    pad = 0.06 * max(right - left, 2 * height)
-    ax.set_xlim(left - pad, right + pad)
-    ax.set_ylim(-height - pad, height + pad)
-    ax.set_aspect("equal", adjustable="datalim")
+    half = 1.08 * max(0.5 * (right - left), float(np.abs(points.imag).max()), 0.05)
+    middle = 0.5 * (left + right)
+    ax.set_xlim(middle - half, middle + half)
+    ax.set_ylim(-half, half)
+    ax.set_aspect("equal", adjustable="box")
 
 
 def _map(state: xr.Dataset, ax: Axes) -> None:

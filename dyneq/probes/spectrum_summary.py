@@ -50,7 +50,7 @@ def _summarize_state(state: xr.Dataset) -> list[Finding]:
     if not settled.sizes["sample"]:
         found.append(Finding("undetermined", f"{label}: without a fixed point nothing is called stable or unstable"))
     elif "abscissa" in state:
-        found.append(_flow_finding(settled, label))
+        found += _flow_findings(settled, label)
     else:
         radius = float(settled["spectral_radius"].max())
         unstable = int((settled["spectral_radius"] > 1).sum())
@@ -59,30 +59,29 @@ def _summarize_state(state: xr.Dataset) -> list[Finding]:
     return found
 
 
-def _flow_finding(state: xr.Dataset, label: str) -> Finding:
-    """Return what the rightmost pair and the critical step say about a flow at one state."""
+def _flow_findings(state: xr.Dataset, label: str) -> list[Finding]:
+    """Return what the rightmost pair and the critical step say about a flow, for samples at a fixed point."""
     eps = float(state.attrs.get("eps", math.nan))
-    unstable = int((state["abscissa"] > 0).sum())
-    mu, where = worst_pair(state, "rightmost")
-    kind = "a complex pair (oscillation)" if abs(mu.imag) > 1e-8 else "a real eigenvalue (no oscillation)"
+    samples = state.sizes["sample"]
+    unstable, beyond = int((state["abscissa"] > 0).sum()), int((state["critical_eps"] < eps).sum())
+    found = []
     if unstable:
-        return Finding(
-            "fact", f"{label}: flow unstable in {unstable} samples; rightmost {show_mu(mu)} at {where}, {kind}"
-        )
-    critical = state["critical_eps"]
-    beyond = int((critical < eps).sum())
-    smallest = float(critical.min())
+        mu, where = worst_pair(state, "rightmost")
+        kind = "a complex pair (oscillation)" if abs(mu.imag) > 1e-8 else "a real eigenvalue (no oscillation)"
+        text = f"flow unstable at {unstable} of {samples} fixed points; rightmost {show_mu(mu)} at {where}, {kind}"
+        found.append(Finding("fact", f"{label}: {text}"))
     if beyond:
-        mode, place = worst_pair(state, "critical")
-        return Finding(
-            "fact",
-            f"{label}: flow stable, but in {beyond} samples the step eps={eps:g} exceeds the critical step (smallest "
-            f"{smallest:.4f}, set by {show_mu(mode)} at {place}): Euler makes the oscillation",
+        mode, where = worst_pair(state.isel(sample=(state["abscissa"] < 0).values), "critical")
+        text = (
+            f"flow stable at {beyond} of {samples} fixed points but eps={eps:g} exceeds the critical step (smallest "
+            f"{float(state['critical_eps'].min()):.4f}, set by {show_mu(mode)} at {where}): Euler makes that oscillation"
         )
-    return Finding(
-        "fact",
-        f"{label}: flow and step stable; rightmost {show_mu(mu)} at {where}, smallest critical step {smallest:.4f}",
-    )
+        found.append(Finding("fact", f"{label}: {text}"))
+    if not found:
+        mu, where = worst_pair(state, "rightmost")
+        text = f"flow and step stable at {samples} of {samples} fixed points; rightmost {show_mu(mu)} at {where}, "
+        found.append(Finding("fact", f"{label}: {text}smallest critical step {float(state['critical_eps'].min()):.4f}"))
+    return found
 
 
 def worst_pair(state: xr.Dataset, target: str) -> tuple[complex, str]:

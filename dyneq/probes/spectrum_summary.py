@@ -72,9 +72,10 @@ def _flow_findings(state: xr.Dataset, label: str) -> list[Finding]:
         found.append(Finding("fact", f"{label}: {text}"))
     if beyond:
         mode, where = worst_pair(state.isel(sample=(state["abscissa"] < 0).values), "critical")
+        smallest = f"smallest {float(state['critical_eps'].min()):.4f}, set by {show_mu(mode)} at {where}"
         text = (
-            f"flow stable at {beyond} of {samples} fixed points but eps={eps:g} exceeds the critical step (smallest "
-            f"{float(state['critical_eps'].min()):.4f}, set by {show_mu(mode)} at {where}): Euler makes that oscillation"
+            f"flow stable at {beyond} of {samples} fixed points, but eps={eps:g} exceeds their critical step "
+            f"({smallest}): Euler makes that oscillation"
         )
         found.append(Finding("fact", f"{label}: {text}"))
     if not found:

@@ -1,0 +1,88 @@
+"""The training log: one JSON object a line, flushed as it is written, repaired after a kill."""
+
+import json
+import math
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from dyneq.errors import DyneqError
+from dyneq.systems.checkpoint_io import write_atomically
+
+Record = dict[str, Any]
+
+
+def read_log(path: Path) -> list[Record]:
+    """Return the records of a log, in order; a line that a kill cut short ends it.
+
+    Raises:
+        DyneqError: If the file cannot be read.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line end was never finished
+    except OSError as error:
+        raise DyneqError(
+            f"the training log {path} cannot be read ({error.strerror or error}); check the path"
+        ) from None
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def cut_log(path: Path, step: int) -> list[Record]:
+    """Drop a truncated last line and every record beyond ``step``; return what is left.
+
+    Args:
+        path: The log; one that does not exist counts as empty.
+        step: Number of updates the weights have had; -1 empties the log.
+    """
+    if not path.exists():
+        return []
+    kept = [record for record in read_log(path) if record["step"] <= step]
+    write_atomically(path, "".join(map(_line, kept)).encode())
+    return kept
+
+
+class TrainingLog:
+    """An open log.
+
+    Args:
+        path: The file, appended to.
+
+    Raises:
+        DyneqError: If it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            raise DyneqError(f"the training log {path} cannot be written ({error.strerror or error})") from None
+
+    def append(self, record: Record) -> None:
+        """Write one record and hand it to the operating system, so that it survives a kill of this process."""
+        self._file.write(_line(record))
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Wait until everything written is on disk, so that no saved state is ever ahead of its log."""
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def _line(record: Record) -> str:
+    # JSON has no NaN or infinity; they are written as the strings "nan", "inf" and "-inf" rather than dropped
+    plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(plain, allow_nan=False) + "\n"

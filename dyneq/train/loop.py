@@ -1,0 +1,190 @@
+"""Running a recipe in a folder: starting, resuming after a kill, and how it ended."""
+
+import enum
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dyneq import __version__
+from dyneq.train.data import load_corpus
+from dyneq.train.log import Record, TrainingLog, cut_log
+from dyneq.train.penalties import Penalty
+from dyneq.train.progress import Progress, SilentProgress
+from dyneq.train.recipe import Recipe
+from dyneq.train.run_folder import RunFolder
+from dyneq.train.snapshots import Sink, Snapshot, read_state, write_snapshot
+from dyneq.train.trainer import NonFinite, Trainer
+
+
+class Ending(enum.StrEnum):
+    """How a run ended."""
+
+    COMPLETED = "completed"
+    """All updates of the recipe were applied."""
+    NON_FINITE = "non-finite"
+    """A loss, gradient or weight stopped being finite; the last finite weights were kept."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind.
+
+    Attributes:
+        ending: How it ended.
+        sentence: The same for a reader, with what to do.
+        step: Updates that were applied.
+        snapshot: The last snapshot.
+        metrics: What was measured of it.
+        folder: The run folder.
+        seconds: Duration of this process's share.
+    """
+
+    ending: Ending
+    sentence: str
+    step: int
+    snapshot: Path
+    folder: Path
+    seconds: float
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a caller hands to a run.
+
+    Attributes:
+        sink: Told of every snapshot.
+        progress: Shows how the run proceeds.
+        penalties: Terms added to the gradient.
+    """
+
+    sink: Sink | None = None
+    progress: Progress = field(default_factory=SilentProgress)
+    penalties: Sequence[Penalty] = ()
+
+
+def start(recipe: Recipe, folder: str | Path, *, device: str = "cpu", hooks: Hooks | None = None) -> Outcome:
+    """Train a recipe in a new folder.
+
+    Args:
+        recipe: A resolved recipe.
+        folder: The run folder, which must not exist.
+        device: Where to train.
+        hooks: Sink, progress and penalties.
+
+    Raises:
+        UsageError: If the folder exists.
+        DyneqError: If the text or the folder cannot be used.
+    """
+    hooks = hooks or Hooks()
+    trainer = _trainer(recipe, device, hooks)  # before the folder is made: a text that is missing leaves nothing behind
+    run = RunFolder.create(folder, recipe)
+    with run.locked():
+        return _run(trainer, run, hooks)
+
+
+def resume(folder: str | Path, *, device: str = "cpu", hooks: Hooks | None = None) -> Outcome:
+    """Continue a run where its ``last.pt`` stands, bit for bit as if it had never been stopped.
+
+    The log is cut back to that point. Bits are equal on the same machine, number of threads and torch version; if those
+    differ from the log's first line, the progress says so.
+
+    Args:
+        folder: The run folder.
+        device: Where to train.
+        hooks: Sink, progress and penalties; the penalties must be those of the start.
+
+    Raises:
+        DyneqError: If there is no run, another process is training in it, its text changed, or a file is damaged.
+    """
+    hooks = hooks or Hooks()
+    run = RunFolder.open(folder)
+    with run.locked():
+        trainer = _trainer(run.recipe(), device, hooks)
+        if run.last_file.exists():
+            trainer.restore(*read_state(run.last_file))
+        return _run(trainer, run, hooks)
+
+
+def _trainer(recipe: Recipe, device: str, hooks: Hooks) -> Trainer:
+    data = recipe.data
+    return Trainer(recipe, load_corpus(data.corpus, data.file, data.validation), device, hooks.penalties)
+
+
+def _run(trainer: Trainer, run: RunFolder, hooks: Hooks) -> Outcome:
+    began, recipe, progress = time.monotonic(), trainer.recipe, hooks.progress
+    fresh = trainer.step == 0
+    kept = cut_log(run.log_file, -1 if fresh else trainer.step)
+    with TrainingLog(run.log_file) as log, progress.running(recipe.run.steps, trainer.step):
+        header = _header(trainer)
+        if fresh:
+            log.append(header)
+            if 0 in recipe.run.snapshots:
+                trainer.evaluate()
+                _keep(trainer, run, hooks)
+        elif kept:
+            _tell_difference(kept[0], header, progress)
+        snapshot = run.last_file
+        ending, sentence = Ending.COMPLETED, f"all {recipe.run.steps} updates are applied"
+        while trainer.step < recipe.run.steps:
+            try:
+                record = trainer.update()
+            except NonFinite as broken:
+                ending, sentence = Ending.NON_FINITE, str(broken)
+                trainer.evaluate()
+                log.append({"step": trainer.step + 1, "status": ending.value, "message": sentence})
+                snapshot = _keep(trainer, run, hooks).path
+                _save(trainer, run, log)
+                break
+            due = recipe.snapshot_due(trainer.step)
+            if due or trainer.step % recipe.run.evaluate_every == 0:
+                record |= trainer.evaluate()
+            log.append(record)
+            progress.update(record)
+            if due:
+                snapshot = _keep(trainer, run, hooks).path
+            if due or trainer.step % recipe.run.save_every == 0:
+                _save(trainer, run, log)
+        if snapshot == run.last_file and run.snapshot_file(trainer.step).exists():
+            snapshot = run.snapshot_file(trainer.step)  # there was nothing left to do
+    return Outcome(ending, sentence, trainer.step, snapshot, run.path, time.monotonic() - began, trainer.metrics)
+
+
+def _keep(trainer: Trainer, run: RunFolder, hooks: Hooks) -> Snapshot:
+    snapshot = write_snapshot(run.snapshot_file(trainer.step), trainer.checkpoint())
+    if hooks.sink is not None:
+        hooks.sink(snapshot)
+    return snapshot
+
+
+def _save(trainer: Trainer, run: RunFolder, log: TrainingLog) -> None:
+    """Save the state to resume from; never before the log it belongs to is on disk."""
+    log.sync()
+    write_snapshot(run.last_file, trainer.checkpoint(with_state=True))
+
+
+def _header(trainer: Trainer) -> Record:
+    return {
+        "step": 0,
+        "corpus": trainer.corpus.name,
+        "corpus_sha256": trainer.corpus.sha256,
+        "evaluation_sha256": trainer.evaluation.sha256,
+        "parameters": sum(p.numel() for p in trainer.parameters.values()),
+        "dyneq": __version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": str(trainer.device),
+    }
+
+
+def _tell_difference(then: Record, now: Record, progress: Progress) -> None:
+    differing = [key for key in ("dyneq", "torch", "threads", "device") if then.get(key) != now[key]]
+    if differing:
+        progress.note(
+            "the run continues, but not bit for bit: "
+            + ", ".join(f"{key} was {then.get(key)} and is {now[key]}" for key in differing)
+        )

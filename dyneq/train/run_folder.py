@@ -1,0 +1,89 @@
+"""The folder of a run: recipe.toml, log.jsonl, step-000300.pt, last.pt."""
+
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dyneq.errors import DyneqError, UsageError
+from dyneq.train.recipe import Recipe, load_recipe
+
+
+class RunFolder:
+    """Where a run keeps everything.
+
+    Args:
+        path: The folder, made by :meth:`create`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe_file = self.path / "recipe.toml"
+        self.log_file = self.path / "log.jsonl"
+        self.last_file = self.path / "last.pt"
+
+    def snapshot_file(self, step: int) -> Path:
+        """Return where the snapshot after ``step`` updates is kept."""
+        return self.path / f"step-{step:06d}.pt"
+
+    @classmethod
+    def create(cls, path: str | Path, recipe: Recipe) -> "RunFolder":
+        """Make the folder with its resolved recipe, both at once, so that a kill never leaves one without the other.
+
+        Raises:
+            UsageError: If there is something at ``path`` already.
+            DyneqError: If it cannot be made.
+        """
+        run = cls(path)
+        if run.path.exists():
+            raise UsageError(
+                f"there is already something at {run.path}, and a run never starts over another; continue it with "
+                f"--resume {run.path}, or choose another --run"
+            )
+        draft = cls(run.path.with_name(f".{run.path.name}.{uuid.uuid4().hex}.tmp"))
+        try:
+            draft.path.mkdir(parents=True)
+            draft.recipe_file.write_text(recipe.to_toml(), encoding="utf-8")
+            os.replace(draft.path, run.path)
+        except OSError as error:
+            shutil.rmtree(draft.path, ignore_errors=True)
+            raise DyneqError(
+                f"the run folder {run.path} cannot be made ({error.strerror or error}); choose a writable --run"
+            ) from None
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """Return an existing run's folder.
+
+        Raises:
+            DyneqError: If there is no run.
+        """
+        run = cls(path)
+        if not run.recipe_file.is_file():
+            raise DyneqError(f"{run.path} holds no run to resume (no recipe.toml in it); name the folder of a run")
+        return run
+
+    def recipe(self) -> Recipe:
+        """Return the recipe the run was started with."""
+        return load_recipe(self.recipe_file)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run against a second process; a kill releases it.
+
+        Raises:
+            DyneqError: If another process is training here.
+        """
+        with open(self.recipe_file, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise DyneqError(f"another process is training in {self.path}; wait for it or stop it") from None
+            # only this process writes here now: what an earlier one was writing when it was killed is waste
+            for leftover in self.path.glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
+            yield

@@ -104,4 +104,7 @@ def _map(state: xr.Dataset, ax: Axes) -> None:
     if flow:
         mu, where = worst_pair(state, "rightmost")
         title = f"{state_label(state)}: rightmost {show_mu(mu)} at {where}"
+    moving = int((state["status"] != "converged").sum())
+    if moving:
+        title += f"\n{moving} of {state.sizes['sample']} samples not at a fixed point"
     ax.set_title(title, fontsize=10)

@@ -72,7 +72,7 @@ def test_critical_step_of_the_normal_form():
 
 def test_step_beyond_the_critical_one_is_blamed_on_euler():
     text = " ".join(f.text for f in _summary(analytic.HopfNormalForm(eps=0.5), at="root"))
-    assert "exceeds the critical step" in text
+    assert "exceeds their critical step" in text
     assert "Euler" in text
 
 

@@ -150,7 +150,7 @@ def test_addresses_name_the_block(build):
 
 @pytest.mark.parametrize("damping", [0.0, 0.5, 3.0])
 def test_damping_only_rescales(build, damping):
-    """With z scaled by 1/(1+c) the force is unchanged (scale invariance of LN), so alpha/(1+c) and eps*(1+c) are too."""
+    """With z scaled by 1/(1+c) the force is unchanged, so alpha/(1+c) and eps*(1+c) are too."""
     tiny = {"norm_eps": 1e-30, "gain": 1.5, "seed": 4}
     one, other = build(damping=1.0, **tiny), build(damping=damping, **tiny)
     root = find_root(one).z

@@ -1,5 +1,6 @@
 """Residuals, relaxation, its early exit and its statuses, against closed forms."""
 
+import itertools
 import math
 
 import pytest
@@ -170,7 +171,7 @@ def test_order_of_convergence_of_the_flow_is_one():
     for eps in (0.02, 0.01, 0.005):
         system = decay(1.0, [[1.0]], eps)
         errors.append(abs(relax(system, round(1 / eps)).z.item() - math.exp(-1)))
-    orders = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert orders == pytest.approx([1, 1], abs=0.02)
 
 

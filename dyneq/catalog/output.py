@@ -64,6 +64,26 @@ def write_dataset(ds: xr.Dataset, path: Path) -> None:
     _whole(path, lambda target: _real(ds).to_netcdf(target, engine="h5netcdf"))
 
 
+def read_dataset(path: Path) -> xr.Dataset:
+    """Return a dataset that :func:`write_dataset` wrote, with complex variables joined again.
+
+    Raises:
+        DyneqError: If there is none, or it cannot be read.
+    """
+    try:
+        if path.suffix == ".zarr":
+            return xr.open_zarr(path, consolidated=False).load()
+        ds = xr.open_dataset(path, engine="h5netcdf").load()
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise DyneqError(f"{path} cannot be read as a result ({error}); name a .zarr or .nc that dyneq wrote") from error
+    for name in [str(n).removesuffix("_real") for n in ds.variables if str(n).endswith("_real")]:
+        if f"{name}_imag" in ds:
+            attributes = ds[f"{name}_real"].attrs
+            joined = (ds[f"{name}_real"] + 1j * ds[f"{name}_imag"]).assign_attrs(attributes)
+            ds = ds.drop_vars([f"{name}_real", f"{name}_imag"]).assign({name: joined})
+    return ds
+
+
 def _to_zarr(ds: xr.Dataset, target: Path) -> None:
     # object arrays of strings get numpy's string type, which zarr v3 stores without a pickle codec
     strings = {name: v.astype(np.dtypes.StringDType()) for name, v in ds.variables.items() if v.dtype.kind in "OU"}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _COMMON = [
     click.argument("checkpoints", nargs=-1, metavar="[CKPT]..."),
     click.option("--batch", type=int, envvar="DYNEQ_BATCH", help="Samples of the pinned batch to use (default: all)."),
-    click.option("--seed", type=int, default=0, show_default=True, envvar="DYNEQ_SEED", help="Seed of all randomness."),
+    click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, envvar="DYNEQ_SEED", help="Seed of all randomness."),
     click.option("--device", envvar="DYNEQ_DEVICE", help="Torch device (default: cpu)."),
     click.option(
         "--dtype",
@@ -90,7 +90,15 @@ def run_probe_command(
                     click.echo()
                 click.echo(show(ds))
             _write(probe, ds, common, names, given)
-            documents.append({"checkpoint": subject.identity(), "results": entries(ds), "status": ds.attrs["status"]})
+            held = {key: ds.attrs[key] for key in ("system", "time", "eps", "dtype", "device")}
+            documents.append(
+                {
+                    "checkpoint": subject.identity(),
+                    "system": {**held, "samples": ds.sizes["sample"]},
+                    "results": plain(entries(ds)),
+                    "status": ds.attrs["status"],
+                }
+            )
         except DyneqError as error:
             if len(names) == 1:
                 raise
@@ -119,10 +127,26 @@ def _measure(
             system = subject.bind(common["batch"], eps=common["eps"], dtype=dtype, device=common["device"])
         except (RuntimeError, AssertionError) as error:
             raise UsageError(
-                f"the device {common['device']!r} cannot be used ({str(error).splitlines()[0]}); choose cpu or another"
+                f"the device {common['device']!r} cannot be used ({_first_line(error)}); choose cpu or another"
             ) from error
     provenance = subject.provenance(common["batch"])
-    return run_probe(probe, system, provenance=provenance, progress=progress, **params)
+    # what a user's own system raises in mid-run is not a fault of this program: say what it was, without a traceback
+    expected: tuple[type[Exception], ...] = (RuntimeError, ArithmeticError, MemoryError)
+    if subject.system is not None:
+        expected = (Exception,)
+    try:
+        return run_probe(probe, system, provenance=provenance, progress=progress, **params)
+    except DyneqError:
+        raise
+    except expected as error:
+        raise DyneqError(
+            f"{subject.name} could not be probed: {type(error).__name__}: {_first_line(error)}; check its force, its "
+            "derivatives and the memory at hand"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or ["no message"])[0].rstrip(".")
 
 
 def _targets(pattern: Path | None, names: list[str], option: str) -> list[Path]:
@@ -135,11 +159,19 @@ def _targets(pattern: Path | None, names: list[str], option: str) -> list[Path]:
         raise UsageError(
             f"{option} {pattern} names one file for {len(names)} checkpoints; put {{name}} into it to write one each"
         )
-    return [Path(str(pattern).replace("{name}", _stem(n))) for n in names]
+    targets = [Path(str(pattern).replace("{name}", _stem(n))) for n in names]
+    for target in targets:
+        if targets.count(target) > 1:
+            raise UsageError(f"{option} {pattern} would write {target} more than once; name checkpoints that differ")
+    return targets
 
 
 def _stem(name: str) -> str:
-    return Path(name).stem.replace(":", "-")
+    """Return what {name} stands for: the file's stem, a packaged name, or module-factory."""
+    source, colon, factory = name.rpartition(":")
+    if colon and not Path(name).exists():
+        return f"{Path(source).name.removesuffix('.py')}-{factory}"
+    return Path(name).stem if Path(name).suffix in (".pt", ".safetensors") else Path(name).name
 
 
 def _write(probe: "Probe", ds: "xr.Dataset", common: dict[str, Any], names: list[str], given: str) -> None:

@@ -36,7 +36,7 @@ def spectrum(
 
     CKPT is a checkpoint file, a packaged reference checkpoint, or module:factory; without it, all packaged ones.
     """
-    from dyneq.probes.spectrum_summary import json_entry
+    from dyneq.probes.spectrum_json import json_entry
 
     params = {
         "depth": tuple(depths) or (800,),
@@ -54,13 +54,14 @@ def spectrum(
 
 
 def _show(ds: "xr.Dataset") -> str:
-    from dyneq.probes.spectrum_summary import json_entry, state_label
+    from dyneq.probes.spectrum_json import json_entry
+    from dyneq.probes.spectrum_summary import state_label
 
     lines = [heading(ds)]
     for i in range(ds.sizes["depth"]):
         state = ds.isel(depth=i)
         entry = json_entry(state)
-        lines += ["", f"{state_label(state)}: {_numbers(entry)}"]
+        lines += ["", f"{state_label(state)}: {_numbers(entry, ds.sizes['sample'])}"]
         if entry["leading"]:
             lines.append(
                 "  |multiplier|  mu (per unit time)         sample token  residual  condition  est. error"
@@ -70,21 +71,23 @@ def _show(ds: "xr.Dataset") -> str:
     return "\n".join([*lines, "", *findings("spectrum", ds)])
 
 
-def _numbers(entry: dict[str, Any]) -> str:
-    parts = [f"force residual {_sci(entry['force_residual'])}"]
-    for key, label in (
-        ("abscissa", "abscissa"),
-        ("spectral_radius", "spectral radius"),
-        ("critical_eps", "critical eps"),
-        ("numerical_abscissa", "numerical abscissa"),
-    ):
-        value = entry[key]
-        if value is not None:
-            parts.append(f"{label} {value:.6g}")
-        elif key == "critical_eps" and entry["abscissa"] is not None:
-            parts.append("critical eps undefined (flow unstable)")
-    parts.append(f"{entry['method']}, {entry['matvecs']} products, {entry['seconds']:.1f} s")
-    return "; ".join(parts)
+def _numbers(entry: dict[str, Any], samples: int) -> str:
+    cost = f"{entry['method']}, {entry['matvecs']} products, {entry['seconds']:.1f} s"
+    lines = [f"worst force residual {_sci(entry['force_residual'])}; {cost}"]
+    fixed, passing = entry["fixed_points"], entry["passing"]
+    if fixed:
+        lines.append(f"  {fixed} of {samples} samples at a fixed point: {_extremes(entry)}")
+        if entry["abscissa"] is not None:
+            step = entry["critical_eps"]
+            lines[-1] += "; critical eps " + ("undefined (the flow is not stable at all of them)" if step is None else f"{step:.6g}")
+    if passing:
+        lines.append(f"  {passing['samples']} of {samples} samples passing, not at a fixed point: {_extremes(passing)}")
+    return "\n".join(lines)
+
+
+def _extremes(entry: dict[str, Any]) -> str:
+    names = {"abscissa": "abscissa", "spectral_radius": "spectral radius", "numerical_abscissa": "numerical abscissa"}
+    return "; ".join(f"{text} {entry[key]:.6g}" for key, text in names.items() if entry[key] is not None)
 
 
 def _row(row: dict[str, Any], settled: bool) -> str:

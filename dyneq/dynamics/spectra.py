@@ -1,7 +1,7 @@
 """Leading eigenvalues of a linearisation, each with its address, residual and condition."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -159,15 +159,22 @@ def leading_spectrum(
     dense = chosen == "dense" or operator.dim <= (TOKEN_DENSE_LIMIT if chosen == "token" else 32)
     before = operator.products
     matrices = operator.to_dense() if dense else None
+    solvers: set[str] = set()
 
     def solve(index: NDArray[np.int64], wanted: int) -> Pairs:
         part: LinearOperator = operator
         if matrices is not None:
             block = matrices if len(index) == operator.batch else matrices[torch.as_tensor(index)]
-            return Pairs.of(dense_eigenpairs(block, targets, wanted), index)
-        if len(index) < operator.batch:
-            part = operator.restrict(torch.as_tensor(index, device=operator.device))
-        return Pairs.of(eigenpairs(part, targets, wanted, generator=generator, tol=tol), index)
+            result = dense_eigenpairs(block, targets, wanted)
+            # LAPACK certifies the matrix it was given, whose columns carry the rounding of the products they come from
+            rounding = result.scale[:, None] * torch.finfo(operator.dtype).eps
+            result = replace(result, residual=result.residual + rounding)
+        else:
+            if len(index) < operator.batch:
+                part = operator.restrict(torch.as_tensor(index, device=operator.device))
+            result = eigenpairs(part, targets, wanted, generator=generator, tol=tol)
+        solvers.add(result.method)
+        return Pairs.of(result, index)
 
     wanted = min(2, operator.dim)
     pairs = solve(np.arange(operator.batch), wanted)
@@ -179,9 +186,8 @@ def leading_spectrum(
         wanted = min(2 * wanted, operator.dim)
         kept = pairs.take(~np.isin(pairs.block, open_blocks))
         pairs = Pairs.concatenate([kept, solve(open_blocks, wanted)])
-    solver = "dense" if dense else "krylov-schur"
     return LeadingSpectrum(
-        f"{'token' if chosen == 'token' else 'whole'}:{solver}",
+        f"{'token' if chosen == 'token' else 'whole'}:{'+'.join(sorted(solvers))}",
         samples,
         tokens,
         chosen == "token",
@@ -196,14 +202,15 @@ def _keys(pairs: Pairs, target: Target) -> NDArray[np.float64]:
 
 
 def _global(pairs: Pairs, target: Target, count: int) -> NDArray[np.int64]:
-    """Return the indices of the ``count`` most wanted pairs, conjugates adjacent and +imag first."""
-    order = np.lexsort((-pairs.mu.imag, np.abs(pairs.mu.imag), pairs.block, -_keys(pairs, target)))
-    cut = min(count, len(order))
-    if 0 < cut < len(order):
-        last, following = pairs.mu[order[cut - 1]], pairs.mu[order[cut]]
-        if last.imag > 0 and following == last.conjugate():
-            cut += 1
-    return order[:cut]
+    """Return the indices of the ``count`` most wanted pairs, or one more: conjugates are adjacent and never split."""
+    heads = np.nonzero(pairs.mu.imag >= 0)[0]  # a conjugate follows its head in the table
+    order = heads[np.lexsort((np.abs(pairs.mu[heads].imag), pairs.block[heads], -_keys(pairs, target)[heads]))]
+    chosen: list[int] = []
+    for head in order:
+        if len(chosen) >= count:
+            break
+        chosen += [head, head + 1] if pairs.mu[head].imag > 0 else [head]
+    return np.array(chosen, dtype=np.int64)
 
 
 def _could_hold_more(

@@ -53,6 +53,7 @@ class State:
     z: torch.Tensor
     status: list[Status]
     force_residual: torch.Tensor
+    start: list[str]
 
 
 class SpectrumProbe(Probe):
@@ -80,7 +81,8 @@ class SpectrumProbe(Probe):
             entries.append(_measure(system, state, params))
         progress("done", 1.0)
         ds = xr.concat(entries, dim="depth", join="outer", combine_attrs="drop_conflicts")
-        return _describe(ds)
+        # the reading of a result depends on these, so it carries them even before it is stamped
+        return _describe(ds).assign_attrs(eps=system.eps, time=str(system.time))
 
     def summary(self, ds: xr.Dataset) -> list[Finding]:
         """Return the reading of each state: how far it is from a fixed point, and what its leading pairs say."""
@@ -99,7 +101,10 @@ def _states(
     """Return every state asked for."""
     if params.at == "relaxed":
         progress(f"relaxing to depth {max(params.depth)}", 0.0)
-        return [State(r.depth, r.z, r.status, r.residuals.force) for r in relax_through(system, list(params.depth))]
+        return [
+            State(r.depth, r.z, r.status, r.residuals.force, ["relaxed"] * len(r.status))
+            for r in relax_through(system, list(params.depth))
+        ]
     depth = max(params.depth)
     progress(f"finding the root from depth {depth}", 0.0)
     relaxation = relax(system, depth, recorder=Recorder(system.eps, depth))
@@ -107,7 +112,7 @@ def _states(
     roots = find_root(
         system, relaxation=relaxation, generator=generator, starts=STARTS
     )
-    return [State(ROOT, roots.z, roots.status, roots.residual)]
+    return [State(ROOT, roots.z, roots.status, roots.residual, roots.start)]
 
 
 def _targets(system: System) -> dict[str, Target]:
@@ -123,13 +128,13 @@ def _measure(system: System, state: State, params: SpectrumParams) -> xr.Dataset
     begun = time.perf_counter()
     z, depth = state.z, state.depth
     samples = z.shape[0]
-    usable = torch.isfinite(z).flatten(1).all(1).cpu()
-    if depth == ROOT:
-        usable &= torch.tensor([s.good for s in state.status])
+    lost = (Status.DIVERGED, Status.ABSORBED, Status.STAGNATED)
+    usable = torch.isfinite(z).flatten(1).all(1).cpu() & torch.tensor([s not in lost for s in state.status])
     index = usable.nonzero().flatten()
     residual = state.force_residual.cpu().double().numpy()
     base = {
         "status": (("depth", "sample"), np.array([[s.value for s in state.status]], dtype=object)),
+        "start": (("depth", "sample"), np.array([state.start], dtype=object)),
         "force_residual": (("depth", "sample"), residual[None]),
         "step_residual": (("depth", "sample"), system.eps * residual[None]),
     }
@@ -212,6 +217,9 @@ def _derive(ds: xr.Dataset, system: System) -> xr.Dataset:
     """Add the abscissa, the spectral radius and the critical step of every sample."""
     over = [d for d in ("token",) if d in ds["largest_mu"].dims]
     ds["spectral_radius"] = xr.ufuncs.abs(1 + system.eps * ds["largest_mu"]).max(over)
+    settled = [ds[name] for name in ("largest_converged", "rightmost_converged", "critical_converged") if name in ds]
+    # an unconverged pair of any block could be the one that decides
+    ds["pairs_converged"] = xr.concat(settled, "target", coords="minimal").min([*over, "target"], skipna=False)
     if system.time is Time.MAP:
         return ds
     ds["abscissa"] = ds["rightmost_mu"].real.max(over)
@@ -225,6 +233,8 @@ _ATTRIBUTES = {
     "force_residual": ("norm(F)/norm(z) of the state", "1/time"),
     "step_residual": ("eps norm(F)/norm(z); not evidence of convergence", "1"),
     "status": ("how the state was reached", ""),
+    "start": ("what the state was reached from", ""),
+    "pairs_converged": ("1 where the most wanted pairs of every block converged, else 0: numbers are unsure", ""),
     "abscissa": ("max Re mu of the sample", "1/time"),
     "spectral_radius": ("max abs(1 + eps mu) of the sample", "1"),
     "critical_eps": (

@@ -10,8 +10,8 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from dyneq.errors import UsageError
-from dyneq.probes.spectrum_summary import show_mu, state_label, worst_pair
+from dyneq.errors import DyneqError, UsageError
+from dyneq.probes.spectrum_summary import show, state_label, worst_pair
 
 
 def plot_spectrum(ds: xr.Dataset, ax: Sequence[Axes] | None = None) -> Figure:
@@ -22,10 +22,11 @@ def plot_spectrum(ds: xr.Dataset, ax: Sequence[Axes] | None = None) -> Figure:
         ax: Two axes to draw on; a new figure if None.
 
     Raises:
-        UsageError: If another number of axes is given, or the result holds no eigenvalues.
+        UsageError: If another number of axes is given.
+        DyneqError: If the result holds no eigenvalues.
     """
     if "largest_mu" not in ds:
-        raise UsageError(
+        raise DyneqError(
             "this spectrum holds no eigenvalues (no sample had a usable state), so there is nothing to draw"
         )
     if ax is None:
@@ -36,6 +37,7 @@ def plot_spectrum(ds: xr.Dataset, ax: Sequence[Axes] | None = None) -> Figure:
         if len(axes) != 2:
             raise UsageError(f"a spectrum is drawn on two axes, but {len(axes)} were given; pass a pair")
         figure = axes[0].figure  # type: ignore[assignment]
+    ds = ds.isel(depth=np.nonzero(np.isfinite(ds["spectral_radius"].values).any(1))[0])
     _multipliers(ds, axes[0])
     _map(ds.isel(depth=-1), axes[1])
     return figure
@@ -103,7 +105,7 @@ def _map(state: xr.Dataset, ax: Axes) -> None:
     title = f"{state_label(state)}: {name} = {high:+.4f}"
     if flow:
         mu, where = worst_pair(state, "rightmost")
-        title = f"{state_label(state)}: rightmost {show_mu(mu)} at {where}"
+        title = f"{state_label(state)}: rightmost {show(mu)} at {where}"
     moving = int((state["status"] != "converged").sum())
     if moving:
         title += f"\n{moving} of {state.sizes['sample']} samples not at a fixed point"

@@ -1,12 +1,18 @@
-"""Reading a spectrum result: sentences for people, entries for ``--json``."""
-
-import math
-from typing import Any
+"""Reading a spectrum result: sentences for people."""
 
 import numpy as np
 import xarray as xr
 
 from dyneq.probes.base import Finding
+from dyneq.probes.spectrum_verdict import Verdict, verdicts
+
+#: What a status that leaves no usable fixed point means for the eigenvalues.
+_AWAY = {
+    "max_steps": "not at a fixed point: eigenvalues there belong to a passing state; see --at root",
+    "diverged": "diverged: left out; relax with a smaller eps, or take an earlier snapshot",
+    "absorbed": "absorbed by rounding, no fixed point of the full block: left out; use float64, or an earlier snapshot",
+    "stagnated": "without a root found: left out; try more starts (dyneq root)",
+}
 
 
 def state_label(ds: xr.Dataset) -> str:
@@ -18,154 +24,105 @@ def summarize(ds: xr.Dataset) -> list[Finding]:
     """Return the findings of every state of a spectrum result."""
     findings = []
     for i in range(ds.sizes["depth"]):
-        findings += _summarize_state(ds.isel(depth=i))
+        state = ds.isel(depth=i)
+        label = state_label(state)
+        findings += [Finding(f.level, f"{label}: {f.text}") for f in _of_status(state) + _of_verdicts(state)]
     return findings
 
 
-def _summarize_state(state: xr.Dataset) -> list[Finding]:
-    label, samples = state_label(state), state.sizes["sample"]
-    status = [str(s) for s in state["status"].values]
-    away = [i for i, s in enumerate(status) if s != "converged"]
-    worst = float(state["force_residual"].max()) if state["force_residual"].notnull().any() else math.nan
+def _of_status(state: xr.Dataset) -> list[Finding]:
+    """Return how far the samples are from a fixed point."""
+    status, samples = [str(s) for s in state["status"].values], state.sizes["sample"]
+    residual = state["force_residual"].values
     found = []
-    if away and label == "root":
-        found.append(Finding("undetermined", f"{label}: no root found for {_some(away, samples)}; they are left out"))
-    elif away:
-        found.append(
-            Finding(
-                "warning",
-                f"{label}: {_some(away, samples)} not at a fixed point (worst force residual {worst:.1e}): eigenvalues "
-                "there belong to a passing state; see --at root",
-            )
-        )
-    else:
-        found.append(Finding("fact", f"{label}: every sample at a fixed point (worst force residual {worst:.1e})"))
-    if "modulus" not in state:
-        return found
-    unsure = int((state["converged"] == 0).sum())
-    if unsure:
-        found.append(Finding("warning", f"{label}: {unsure} of the leading pairs did not converge; they are marked"))
-    # nothing is said of the stability of a passing state
-    settled = state.isel(sample=[i for i, s in enumerate(status) if s == "converged"])
-    if not settled.sizes["sample"]:
-        found.append(Finding("undetermined", f"{label}: without a fixed point nothing is called stable or unstable"))
-    elif "abscissa" in state:
-        found += _flow_findings(settled, label)
-    else:
-        radius = float(settled["spectral_radius"].max())
-        unstable = int((settled["spectral_radius"] > 1).sum())
-        word = f"unstable in {unstable} samples" if unstable else "stable at every fixed point reached"
-        found.append(Finding("fact", f"{label}: spectral radius {radius:.6f}: the map is {word}"))
-    return found
-
-
-def _flow_findings(state: xr.Dataset, label: str) -> list[Finding]:
-    """Return what the rightmost pair and the critical step say about a flow, for samples at a fixed point."""
-    eps = float(state.attrs.get("eps", math.nan))
-    samples = state.sizes["sample"]
-    unstable, beyond = int((state["abscissa"] > 0).sum()), int((state["critical_eps"] < eps).sum())
-    found = []
-    if unstable:
-        mu, where = worst_pair(state, "rightmost")
-        kind = "a complex pair (oscillation)" if abs(mu.imag) > 1e-8 else "a real eigenvalue (no oscillation)"
-        text = f"flow unstable at {unstable} of {samples} fixed points; rightmost {show_mu(mu)} at {where}, {kind}"
-        found.append(Finding("fact", f"{label}: {text}"))
-    if beyond:
-        mode, where = worst_pair(state.isel(sample=(state["abscissa"] < 0).values), "critical")
-        smallest = f"smallest {float(state['critical_eps'].min()):.4f}, set by {show_mu(mode)} at {where}"
-        text = (
-            f"flow stable at {beyond} of {samples} fixed points, but eps={eps:g} exceeds their critical step "
-            f"({smallest}): Euler makes that oscillation"
-        )
-        found.append(Finding("fact", f"{label}: {text}"))
+    for name, meaning in _AWAY.items():
+        which = [i for i, s in enumerate(status) if s == name]
+        if which:
+            worst = f" (worst force residual {residual[which].max():.1e})" if name == "max_steps" else ""
+            found.append(Finding("warning", f"{_some(which, samples)}{worst} {meaning}"))
     if not found:
-        mu, where = worst_pair(state, "rightmost")
-        text = f"flow and step stable at {samples} of {samples} fixed points; rightmost {show_mu(mu)} at {where}, "
-        found.append(Finding("fact", f"{label}: {text}smallest critical step {float(state['critical_eps'].min()):.4f}"))
+        found.append(Finding("fact", f"every sample at a fixed point (worst force residual {residual.max():.1e})"))
+    if "converged" in state and (unsure := int((state["converged"] == 0).sum())):
+        found.append(Finding("warning", f"{unsure} of the leading pairs did not converge; they are marked"))
     return found
+
+
+def _of_verdicts(state: xr.Dataset) -> list[Finding]:
+    """Return what the pairs say of the samples that are at a fixed point."""
+    judged = verdicts(state)
+    at = {v: [i for i, w in enumerate(judged) if w is v] for v in Verdict}
+    fixed = sum(len(at[v]) for v in (Verdict.STABLE, Verdict.STEP, Verdict.UNSTABLE, Verdict.MARGINAL, Verdict.UNSURE))
+    if not fixed:
+        return [Finding("undetermined", "without a fixed point nothing is called stable or unstable")]
+    flow = "rightmost_mu" in state
+    found = []
+    if which := at[Verdict.UNSTABLE]:
+        found.append(_unstable(state.isel(sample=which), f"{len(which)} of {fixed} fixed points", flow))
+    if which := at[Verdict.STEP]:
+        found.append(_step(state.isel(sample=which), f"{len(which)} of {fixed} fixed points"))
+    if which := at[Verdict.STABLE]:
+        found.append(_stable(state.isel(sample=which), f"{len(which)} of {fixed} fixed points", flow))
+    if which := at[Verdict.MARGINAL]:
+        text = f"{_some(which, state.sizes['sample'])} at the stability boundary, or too ill-conditioned to tell"
+        found.append(Finding("undetermined", text))
+    if which := at[Verdict.UNSURE]:
+        found.append(
+            Finding("undetermined", f"{_some(which, state.sizes['sample'])} have unconverged pairs: no verdict")
+        )
+    return found
+
+
+def _unstable(state: xr.Dataset, share: str, flow: bool) -> Finding:
+    if not flow:
+        mu, where = worst_pair(state, "largest")
+        return Finding("fact", f"the map is unstable at {share}; largest multiplier {show(1 + mu)} at {where}")
+    mu, where = worst_pair(state, "rightmost")
+    kind = "a complex pair (oscillation)" if mu.imag else "a real eigenvalue (no oscillation)"
+    return Finding("fact", f"flow unstable at {share}; rightmost {show(mu)} at {where}, {kind}")
+
+
+def _step(state: xr.Dataset, share: str) -> Finding:
+    eps = float(state.attrs["eps"])
+    mu, where = worst_pair(state, "critical")
+    made = "that oscillation (Neimark-Sacker)" if mu.imag else "the state flip from side to side (period 2)"
+    return Finding(
+        "fact",
+        f"flow stable at {share} where eps={eps:g} exceeds the critical step (smallest "
+        f"{float(state['critical_eps'].min()):.4f}, set by {show(mu)} at {where}): Euler makes {made}",
+    )
+
+
+def _stable(state: xr.Dataset, share: str, flow: bool) -> Finding:
+    if not flow:
+        radius = float(state["spectral_radius"].max())
+        return Finding("fact", f"the map is stable at {share} (largest spectral radius {radius:.6f})")
+    mu, where = worst_pair(state, "rightmost")
+    step = float(state["critical_eps"].min())
+    return Finding(
+        "fact", f"flow and step stable at {share}; rightmost {show(mu)} at {where}, smallest critical step {step:.4f}"
+    )
 
 
 def worst_pair(state: xr.Dataset, target: str) -> tuple[complex, str]:
     """Return the most extreme eigenvalue of a target over all blocks of one state, and its address in words."""
     mu = state[f"{target}_mu"]
-    key = mu.real if target == "rightmost" else 2 * mu.real / np.abs(mu) ** 2
-    values = np.where(np.isnan(key.values), -np.inf, key.values)
-    at = np.unravel_index(int(values.argmax()), values.shape)
+    values = mu.values
+    if target == "rightmost":
+        key = values.real
+    elif target == "largest":
+        key = np.abs(1 + float(state.attrs["eps"]) * values)
+    else:
+        key = 2 * values.real / np.abs(values) ** 2
+    at = np.unravel_index(int(np.where(np.isnan(key), -np.inf, key).argmax()), key.shape)
     place = f"sample {int(mu['sample'].values[at[0]])}" + (f", token {int(at[1])}" if len(at) > 1 else "")
-    return complex(mu.values[at]), place
+    return complex(values[at]), place
 
 
-def show_mu(mu: complex) -> str:
+def show(mu: complex) -> str:
     """Return an eigenvalue as ``+0.4400 +- 0.2430i``."""
-    return f"{mu.real:+.4f}" + (f" +- {abs(mu.imag):.4f}i" if abs(mu.imag) > 1e-12 else "")
+    return f"{mu.real:+.4f}" + (f" +- {abs(mu.imag):.4f}i" if mu.imag else "")
 
 
 def _some(which: list[int], samples: int) -> str:
     listed = ", ".join(map(str, which[:6])) + (", ..." if len(which) > 6 else "")
     return f"{len(which)} of {samples} samples ({listed})"
-
-
-def json_entry(state: xr.Dataset) -> dict[str, Any]:
-    """Return one state of a result as the plain values ``--json`` prints; whatever is undefined is None."""
-    root = str(state["state"].item()) == "root"
-    entry: dict[str, Any] = {
-        "depth": None if root else int(state["depth"].item()),
-        "state": str(state["state"].item()),
-        "force_residual": _number(state["force_residual"].max()),
-        "step_residual": _number(state["step_residual"].max()),
-        "abscissa": _number(state["abscissa"].max()) if "abscissa" in state else None,
-        "spectral_radius": _number(state["spectral_radius"].max()) if "spectral_radius" in state else None,
-        "critical_eps": None,
-        "numerical_abscissa": _number(state["numerical_abscissa"].max()) if "numerical_abscissa" in state else None,
-        "method": str(state["method"].item()),
-        "leading": _leading(state),
-        "matvecs": int(state["matvecs"].item()),
-        "seconds": _number(state["seconds"]),
-        "samples": {"status": [str(s) for s in state["status"].values]},
-    }
-    if "critical_eps" in state and bool((state["abscissa"].dropna("sample") < 0).all()):
-        entry["critical_eps"] = _number(
-            state["critical_eps"].min()
-        )  # undefined as soon as one sample's flow is unstable
-    for name in (
-        "force_residual",
-        "step_residual",
-        "abscissa",
-        "spectral_radius",
-        "critical_eps",
-        "numerical_abscissa",
-    ):
-        if name in state:
-            entry["samples"][name] = [_number(v) for v in state[name].values]
-    return entry
-
-
-def _leading(state: xr.Dataset) -> list[dict[str, Any]]:
-    if "modulus" not in state:
-        return []
-    rows = []
-    for mode in range(state.sizes["mode"]):
-        row = state.isel(mode=mode)
-        if np.isnan(row["modulus"].item()):
-            continue
-        mu, multiplier = complex(row["mu"].item()), complex(row["multiplier"].item())
-        token = int(row["mode_token"].item())
-        rows.append(
-            {
-                "mu": [mu.real, mu.imag],
-                "multiplier": [multiplier.real, multiplier.imag],
-                "modulus": float(row["modulus"].item()),
-                "sample": int(row["mode_sample"].item()),
-                "token": None if token < 0 else token,
-                "residual": _number(row["residual"]),
-                "condition": _number(row["condition"]),
-                "error": _number(row["error"]),
-                "converged": bool(row["converged"].item()),
-            }
-        )
-    return rows
-
-
-def _number(value: Any) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None

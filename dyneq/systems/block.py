@@ -1,5 +1,6 @@
 """EquilibriumBlock: one weight-tied block whose state is relaxed, and its binding to a batch of tokens."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 
@@ -85,8 +86,8 @@ class BoundBlock(System):
                 f"targets must have the shape of the tokens, {list(tokens.shape)}, but have {list(targets.shape)}; "
                 "shift the text by one token to make them"
             )
-        if not eps > 0:
-            raise UsageError(f"eps must be positive, but {eps} was asked for; the usual value is 0.1")
+        if not 0 < eps < math.inf:
+            raise UsageError(f"eps must be positive and finite, but {eps} was asked for; the usual value is 0.1")
         self.block, self.tokens, self.targets, self.eps = block, tokens, targets, float(eps)
         self.structure = Structure(token_axis=1, causal=block.causal)
         self.name = type(block).__name__

@@ -6,6 +6,7 @@ default that is correct, if not always the fastest.
 """
 
 import enum
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -114,8 +115,8 @@ class System(ABC):
                 f"{self.name} is a map: it has no step size to change (eps is 1), but eps={eps} was asked for; "
                 "leave eps out"
             )
-        if not eps > 0:
-            raise UsageError(f"eps must be positive, but {eps} was asked for; the usual value is 0.1")
+        if not 0 < eps < math.inf:
+            raise UsageError(f"eps must be positive and finite, but {eps} was asked for; the usual value is 0.1")
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
         copy.eps = float(eps)

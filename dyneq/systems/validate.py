@@ -6,6 +6,8 @@ from torch import Tensor
 from dyneq.errors import DyneqError
 from dyneq.systems.protocol import System, Time
 
+_DTYPES = (torch.float32, torch.float64)
+
 
 @torch.no_grad()
 def check_system(system: System) -> None:
@@ -21,10 +23,10 @@ def check_system(system: System) -> None:
         DyneqError: If it breaks a promise; the message names which.
     """
     name, z = system.name, system.initial_state()
-    if not isinstance(z, Tensor) or z.ndim < 2 or not z.numel() or not z.is_floating_point():
+    if not isinstance(z, Tensor) or z.ndim < 2 or not z.numel() or z.dtype not in _DTYPES:
         found = f"{list(z.shape)} of {z.dtype}" if isinstance(z, Tensor) else type(z).__name__
         raise DyneqError(
-            f"the initial state of {name} should be a floating tensor [sample, ...] with at least two axes, "
+            f"the initial state of {name} should be a float32 or float64 tensor [sample, ...] with at least two axes, "
             f"but is {found}; return z_0 as one row a sample"
         )
     if not torch.isfinite(z).all():

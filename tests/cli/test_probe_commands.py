@@ -14,18 +14,23 @@ import pytest
 import torch
 import xarray as xr
 
+from dyneq.catalog.output import read_dataset
+from dyneq.probes.registry import get_probe
 from dyneq.systems.checkpoint_io import load_checkpoint
 
 SPECTRUM_FIELDS = {
     "depth", "state", "force_residual", "step_residual", "abscissa", "spectral_radius", "critical_eps",
-    "numerical_abscissa", "method", "leading", "matvecs", "seconds", "samples",
+    "numerical_abscissa", "method", "leading", "matvecs", "seconds", "samples", "fixed_points", "passing",
 }  # fmt: skip
 LEADING_FIELDS = {"mu", "multiplier", "modulus", "sample", "token", "residual", "condition"}
 
 
 def test_json_document_has_the_fields_of_the_design(ckpt, dyneq_json):
     document = dyneq_json("spectrum", ckpt, "--depth", 30, "--depth", 90, "--count", 3)
-    assert {"schema", "command", "checkpoint", "params", "results", "status"} == set(document)
+    assert {"schema", "command", "checkpoint", "system", "params", "results", "status"} == set(document)
+    assert document["system"] == {
+        "system": "ThickBlock", "time": "flow", "eps": 0.1, "dtype": "float64", "device": "cpu", "samples": 4,
+    }  # fmt: skip
     assert document["schema"] == 1
     assert document["checkpoint"] == {"name": "tiny", "sha256": load_checkpoint(ckpt).sha256, "step": 7}
     assert [entry["depth"] for entry in document["results"]] == [30, 90]
@@ -69,8 +74,8 @@ def test_at_root_reports_no_depth(ckpt, dyneq_json):
 def test_printed_table_names_state_address_and_certificate(ckpt, dyneq_run):
     code, out, err = dyneq_run("spectrum", ckpt, "--depth", 3, "--depth", 800, "--count", 2)
     assert (code, err) == (0, "")
-    assert "depth 3: force residual" in out
-    assert "depth 800: force residual" in out
+    assert "depth 3: worst force residual" in out
+    assert "depth 800: worst force residual" in out
     assert "passing state" in out
     assert "sample token  residual  condition  est. error" in out
     assert "not at a fixed point" in out
@@ -99,6 +104,11 @@ def test_out_and_plot(ckpt, dyneq_run, tmp_path):
     assert [str(s) for s in stored["status"].values[0]] == ["max_steps"] * 4
     classic = xr.open_dataset(tmp_path / "a.nc", engine="h5netcdf").load()
     np.testing.assert_array_equal(classic["mu_real"] + 1j * classic["mu_imag"], stored["mu"])
+    again = read_dataset(tmp_path / "a.nc")
+    np.testing.assert_array_equal(again["rightmost_mu"], stored["rightmost_mu"])
+    probe = get_probe("spectrum")
+    assert [f.text for f in probe.summary(again)] == [f.text for f in probe.summary(stored)]
+    assert len(probe.plot(again).axes) >= 2
     assert leftovers(tmp_path) == {"tiny.pt", "a.zarr", "a.nc", "a.zarr.png", "a.nc.png"}
 
 
@@ -126,7 +136,7 @@ def test_several_checkpoints(ckpt, dyneq_run, tmp_path):
 
 
 def test_a_factory_is_a_subject(dyneq_json, dyneq_run):
-    document = dyneq_json("spectrum", "dyneq.systems.analytic:rotation", "--depth", 1, "--batch", 1)
+    document = dyneq_json("spectrum", "dyneq.systems.analytic:rotation", "--at", "root", "--batch", 1)
     assert document["checkpoint"] == {"name": "dyneq.systems.analytic:rotation", "sha256": None, "step": None}
     assert document["results"][0]["spectral_radius"] == pytest.approx(0.99, abs=1e-12)
     code, _, err = dyneq_run("spectrum", "dyneq.systems.analytic:rotation", "--eps", 0.3)
@@ -135,6 +145,49 @@ def test_a_factory_is_a_subject(dyneq_json, dyneq_run):
     code, _, err = dyneq_run("spectrum", "dyneq.systems.analytic:rotation", "--dtype", "float32")
     assert code == 2
     assert "decides dtype" in err
+
+
+FACTORIES = """
+import torch, dyneq
+from dyneq.systems.adapters import from_ode
+one = torch.ones(2, 3, dtype=torch.float64)
+def diverging(): return from_ode(lambda z: z ** 3, 5 * one)
+def steep(): return from_ode(lambda z: z.abs().sqrt() * 0 - z + z.abs().sqrt() * (z != 0), 0 * one)
+def numpy_force(): return from_ode(lambda z: torch.from_numpy(-z.detach().numpy()), one)
+def coarse(): return from_ode(lambda z: -z, one.bfloat16())
+count = []
+def failing():
+    def force(z):
+        count.append(0)
+        if len(count) > 40: raise KeyError("a bug of the user's")
+        return -z
+    return from_ode(force, one)
+"""
+
+
+@pytest.mark.parametrize("name", ["diverging", "steep", "numpy_force", "coarse", "failing"])
+@pytest.mark.parametrize("command", ["spectrum", "root"])
+def test_systems_of_users_never_show_a_traceback(dyneq_run, tmp_path, monkeypatch, name, command):
+    (tmp_path / "fac.py").write_text(FACTORIES)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = dyneq_run(command, f"fac.py:{name}", "--depth", "50", "--json")
+    assert "Traceback" not in err
+    if code:
+        assert err.count("\n") == 1
+        assert out == ""
+    else:
+        json.loads(out, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
+    assert (code == 0) == ((name, command) in {("diverging", "spectrum"), ("diverging", "root"), ("steep", "root")})
+
+
+def test_names_in_files(ckpt, dyneq_run, tmp_path):
+    names = ["dyneq.systems.analytic:shear", "dyneq.systems.analytic:rotation"]
+    code, _, err = dyneq_run("root", *names, "--depth", "3", "--plot", tmp_path / "{name}.png")
+    assert (code, err) == (0, "")
+    assert {"dyneq.systems.analytic-shear.png", "dyneq.systems.analytic-rotation.png"} <= leftovers(tmp_path)
+    code, out, err = dyneq_run("spectrum", ckpt, ckpt, "--plot", tmp_path / "{name}-2.png")
+    assert (code, out) == (2, "")
+    assert "more than once" in err
 
 
 def test_eps_changes_the_multipliers_and_not_the_eigenvalues(ckpt, dyneq_json):
@@ -152,6 +205,9 @@ BAD = [
     (["--batch", "5"], 2, "4 samples"),
     (["--batch", "0"], 2, "4 samples"),
     (["--eps", "-1"], 2, "positive"),
+    (["--eps", "inf"], 2, "finite"),
+    (["--seed", "99999999999999999999999"], 2, "seed"),
+    (["--seed", "-1"], 2, "seed"),
     (["--count", "0"], 2, "count"),
     (["--dept", "3"], 2, "--depth"),
     (["--method", "tokens"], 2, "token"),

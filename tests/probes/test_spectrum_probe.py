@@ -11,11 +11,14 @@ from matplotlib.figure import Figure
 import dyneq
 from dyneq.dynamics.linearization import Linearization
 from dyneq.dynamics.roots import find_root
-from dyneq.errors import UsageError
+from dyneq.errors import DyneqError, UsageError
 from dyneq.probes.base import Probe
 from dyneq.probes.registry import get_probe, make_params, run_probe
-from dyneq.probes.spectrum_summary import json_entry
+from dyneq.probes.spectrum_json import json_entry
+from dyneq.dynamics.spectra import leading_spectrum
+from dyneq.linalg.targets import LargestModulus
 from dyneq.systems import analytic
+from dyneq.systems.adapters import from_ode
 from dyneq.systems.thick import ThickBlock, ThickConfig
 
 F64 = torch.float64
@@ -72,8 +75,8 @@ def test_critical_step_of_the_normal_form():
 
 def test_step_beyond_the_critical_one_is_blamed_on_euler():
     text = " ".join(f.text for f in _summary(analytic.HopfNormalForm(eps=0.5), at="root"))
-    assert "exceeds their critical step" in text
-    assert "Euler" in text
+    assert "exceeds the critical step" in text
+    assert "Neimark-Sacker" in text
 
 
 def test_unstable_flow_is_not_blamed_on_the_step():
@@ -151,7 +154,7 @@ def test_diverged_samples_are_left_out_and_said():
     everything_lost = system.select(torch.tensor([1]))
     ds = run_probe("spectrum", everything_lost, depth=(500,))
     assert leading(ds) == []
-    with pytest.raises(UsageError, match="nothing to draw"):
+    with pytest.raises(DyneqError, match="nothing to draw"):
         get_probe("spectrum").plot(ds)
 
 
@@ -233,6 +236,104 @@ def test_needs_are_checked_before_the_run():
     silent.structure = dyneq.Structure(1, causal=False)
     with pytest.raises(UsageError, match="needs a block that is causal"):
         run_probe(Needy(), silent)
+
+
+def linear(matrix, centre=1.0, **options):
+    a = torch.as_tensor(matrix, dtype=F64)
+    return from_ode(lambda z: (z - centre) @ a.T, torch.full((2, len(a)), 1.5, dtype=F64), **options)
+
+
+def test_a_centre_and_a_fold_are_undetermined_not_stable():
+    for system in (linear([[0.0, 1.0], [-1.0, 0.0]]), from_ode(lambda z: -((z - 1) ** 2), torch.full((2, 1), 1.5, dtype=F64))):
+        found = _summary(system, at="root")
+        assert any(f.level == "undetermined" for f in found)
+        assert not any("stable at" in f.text for f in found)
+
+
+def test_a_map_at_the_boundary_is_undetermined():
+    system = dyneq.System.from_map(lambda z: 2 - z, torch.full((2, 1), 0.5, dtype=F64))
+    assert not any("the map is" in f.text for f in _summary(system, at="root"))
+
+
+def test_a_flip_is_not_called_an_oscillation_of_a_pair():
+    text = " ".join(f.text for f in _summary(linear([[-30.0]]), at="root"))
+    assert "period 2" in text
+    assert "Neimark" not in text
+
+
+def test_summary_needs_no_stamp():
+    probe = get_probe("spectrum")
+    ds = probe.run(linear([[-30.0]]), make_params(probe, {"at": "root", "numerical_abscissa": False}))
+    assert any("exceeds the critical step" in f.text for f in probe.summary(ds))
+
+
+def test_unconverged_pairs_get_no_verdict(monkeypatch):
+    """Krylov-Schur without restarts on a large symmetric matrix: nothing converges, so nothing is decided."""
+    from dyneq.dynamics import spectra
+
+    real = spectra.eigenpairs
+    monkeypatch.setattr(spectra, "eigenpairs", lambda *args, **options: real(*args, **options, max_restarts=0))
+    n = 600
+    laplacian = -2 * torch.eye(n) + torch.diag(torch.ones(n - 1), 1) + torch.diag(torch.ones(n - 1), -1)
+    system = from_ode(lambda z: (z - 1) @ laplacian.double(), torch.ones(2, n, dtype=F64))
+    ds = run_probe("spectrum", system, depth=(1,), count=2, method="krylov", numerical_abscissa=False)
+    assert (ds["status"] == "converged").all()
+    assert (ds["pairs_converged"] == 0).all()
+    entry = json_entry(ds.isel(depth=0))
+    assert entry["samples"]["verdict"] == ["unsure", "unsure"]
+    assert entry["samples"]["pairs_converged"] == [0.0, 0.0]
+    assert not all(row["converged"] for row in entry["leading"])
+    found = get_probe("spectrum").summary(ds)
+    assert any(f.level == "undetermined" and "no verdict" in f.text for f in found)
+    assert not any("stable at" in f.text for f in found)
+
+
+def test_overall_numbers_are_those_of_fixed_points_and_passing_states_stand_apart():
+    """One sample at a stable root, one circling: the abscissa of the second must not pass for that of the first."""
+    system = from_ode(lambda z: z.square() - 1, torch.tensor([[-1.0, -1.0], [-0.2, 0.9]], dtype=F64), eps=0.01)
+    ds = run_probe("spectrum", system, depth=(60,))
+    entry = json_entry(ds.isel(depth=0))
+    assert entry["fixed_points"] == 1
+    assert entry["abscissa"] == pytest.approx(-2.0, abs=1e-9)
+    assert entry["passing"]["samples"] == 1
+    assert entry["passing"]["abscissa"] > -2
+    assert entry["passing"]["critical_eps"] is None
+
+
+def test_a_diverged_sample_is_named_so_and_its_residual_does_not_vanish():
+    system = from_ode(lambda z: z * z - 1, torch.tensor([[-1.0], [3.0]], dtype=F64))
+    text = " ".join(f.text for f in get_probe("spectrum").summary(run_probe("spectrum", system, depth=(800,))))
+    assert "1 of 2 samples (1) diverged" in text
+    assert "passing" not in text
+
+
+def test_repeated_pairs_are_listed_whole():
+    r = [[-1.0, 2.0], [-2.0, -1.0]]
+    system = linear(torch.block_diag(torch.tensor(r), torch.tensor(r), -3 * torch.eye(2)).tolist())
+    for count in (1, 2, 3, 4, 5):
+        rows = leading(run_probe("spectrum", system, depth=(1,), count=count))
+        assert sum(row["mu"][1] for row in rows) == 0
+        assert len(rows) >= count
+
+
+def test_single_precision_certificates_cover_the_rounding():
+    double = block(seed=2)
+    z = find_root(double).z
+    expected = torch.linalg.eigvals(Linearization(double, z).token_blocks()).flatten().numpy()
+    single = block(seed=2)
+    single = single.block.float().bind(single.tokens)
+    lin = Linearization(single, z.float())
+    spectrum = leading_spectrum(lin, [LargestModulus(0.1)], 20, generator=torch.Generator().manual_seed(0))
+    pairs = spectrum.pairs.take(spectrum.leading)
+    actual = np.array([np.abs(expected - mu).min() for mu in pairs.mu])
+    estimated = pairs.residual * pairs.condition
+    assert (actual <= 10 * estimated).all()
+    assert (pairs.residual > 1e-8).all(), "a float32 Jacobian cannot have float64 residuals"
+
+
+def test_root_results_say_where_each_root_was_found_from():
+    ds = run_probe("spectrum", analytic.StuartLandau(), at="root", depth=(50,), numerical_abscissa=False)
+    assert set(ds["start"].values[0]) <= {"relaxed", "mean", "initial", "random"}
 
 
 def test_params_are_immutable():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dyneq.dynamics.relax import default_tolerance
-from dyneq.dynamics.residuals import residuals_of
+from dyneq.dynamics.residuals import least_size, residuals_of
 from dyneq.dynamics.status import Status
 from dyneq.errors import UsageError
 from dyneq.systems.protocol import System
@@ -21,7 +21,8 @@ class AndersonResult:
 
     Attributes:
         z: ``[sample, ...]``.
-        force_residual: Of ``z``, ``[sample]``; never larger than that of the start.
+        force_residual: Of ``z``, ``[sample]``, judged as in :class:`dyneq.dynamics.relax.Relaxation`; never larger than
+            that of the start.
         first_within: Force evaluations after which the tolerance was first met, -1 if never, ``[sample]``.
         evaluations: Force evaluations used.
         rejected: Steps undone by the safeguard, ``[sample]``.
@@ -68,8 +69,8 @@ def anderson(
     z = (system.initial_state() if start is None else start).detach().clone()
     shape, samples = z.shape, z.shape[0]
     tol = default_tolerance(z.dtype) if tol is None else tol
-    f = system.force(z)
-    best, best_f, best_residual = z, f, residuals_of(z, f, system.eps).force
+    f, least = system.force(z), least_size(system)
+    best, best_f, best_residual = z, f, residuals_of(z, f, system.eps, least).force
     first = torch.where(best_residual <= tol, 1, -1)
     rejected = torch.zeros(samples, dtype=torch.int64, device=z.device)
     size = shape[1:].numel()
@@ -80,7 +81,7 @@ def anderson(
         trial = z + step.view(shape)
         ft = system.force(trial)
         evaluations += 1
-        residual = residuals_of(trial, ft, system.eps).force
+        residual = residuals_of(trial, ft, system.eps, least).force
         bad = ~(residual <= TOLERATED_GROWTH * best_residual)  # also where it is NaN
         rejected += bad
         slot = evaluations % memory

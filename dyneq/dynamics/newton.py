@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dyneq.dynamics.relax import GROWTH
+from dyneq.dynamics.residuals import relative_size, sample_norm
 from dyneq.linalg import gmres
 from dyneq.linalg.operator import LinearOperator
 
@@ -14,8 +16,6 @@ Force = Callable[[Tensor], Tensor]
 
 #: Shortest step length tried by the line search; shorter ones mean that the direction is no descent direction.
 SHORTEST = 2.0**-10
-#: Residuals are relative to the state, or to this share of the initial state where the root itself is smaller.
-SMALLEST = 1e-3
 #: A chord step (old factors) is followed by another while it shrinks the residual at least this much.
 CHORD = 0.1
 
@@ -27,13 +27,17 @@ class NewtonResult:
     Attributes:
         z: ``[batch, n]``.
         residual: norm(F)/max(norm(z), least), ``[batch]``.
-        converged: Whether the residual is within tolerance, bool ``[batch]``.
+        correction: norm(J^{-1} F)/max(norm(z), least) with the Jacobian at z, ``[batch]``: an estimate of the distance
+            to the root; infinite where the Jacobian is singular or its system could not be solved.
+        converged: Whether this is a root: residual and correction within tolerance, and a state that did not run away,
+            bool ``[batch]``.
         iterations: Newton steps taken by the slowest.
-        steepness: Frobenius norm of the last Jacobian, ``[batch]``; NaN where none was formed.
+        steepness: Frobenius norm of the Jacobian at z, ``[batch]``; NaN where it is never formed.
     """
 
     z: Tensor
     residual: Tensor
+    correction: Tensor
     converged: Tensor
     iterations: int
     steepness: Tensor
@@ -49,6 +53,10 @@ class Direction(ABC):
     @abstractmethod
     def solve(self, f: Tensor) -> Tensor:
         """Return -J^{-1} f ``[batch, n]`` with the Jacobian last taken."""
+
+    @abstractmethod
+    def verify(self, f: Tensor) -> Tensor:
+        """Return J^{-1} f ``[batch, n]`` up to its sign, NaN where it could not be computed."""
 
     @property
     @abstractmethod
@@ -77,6 +85,10 @@ class DenseDirection(Direction):
         """Return -J^{-1} f; not finite where the Jacobian is singular, which the line search then rejects."""
         return -torch.linalg.lu_solve(self._lu, self._pivots, f.unsqueeze(-1)).squeeze(-1)
 
+    def verify(self, f: Tensor) -> Tensor:
+        """Return -J^{-1} f; not finite where the Jacobian is singular."""
+        return self.solve(f)
+
     @property
     def steepness(self) -> Tensor | None:
         """Frobenius norm of the Jacobian ``[batch]``."""
@@ -102,8 +114,26 @@ class KrylovDirection(Direction):
         self._at = self._operator(z)
 
     def solve(self, f: Tensor) -> Tensor:
-        """Return an approximate -J^{-1} f."""
-        return gmres.solve(self._at, -f, generator=self._generator, tol=self._tol, restart=60, max_products=600).x
+        """Return an approximate -J^{-1} f; NaN where f is not finite."""
+        return self._solve(f)[0]
+
+    def verify(self, f: Tensor) -> Tensor:
+        """Return -J^{-1} f; NaN where GMRES left more of it than its tolerance, as it does when J is near singular."""
+        x, solved = self._solve(f)
+        return torch.where(solved[:, None], x, torch.nan)
+
+    def _solve(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the best -J^{-1} f found, NaN where f is not finite, and whether it is good enough ``[batch]``."""
+        finite = torch.isfinite(f).all(1).nonzero().flatten()
+        x, solved = torch.full_like(f, torch.nan), torch.zeros(len(f), dtype=torch.bool, device=f.device)
+        if len(finite):
+            operator = self._at if len(finite) == len(f) else self._at.restrict(finite)
+            found = gmres.solve(
+                operator, -f[finite], generator=self._generator, tol=self._tol, restart=60, max_products=600
+            )
+            x[finite] = found.x
+            solved[finite] = torch.as_tensor(found.converged, device=f.device)
+        return x, solved
 
     @property
     def steepness(self) -> Tensor | None:
@@ -128,21 +158,28 @@ def columns_by_jvp(f: Force) -> Callable[[Tensor], Tensor]:
     return jacobian
 
 
-def relative_size(f: Tensor, z: Tensor, least: Tensor) -> Tensor:
-    """Return norm(f)/max(norm(z), least) ``[batch]``: the force residual, kept meaningful at a root z = 0."""
-    size = torch.linalg.vector_norm(f.flatten(1), dim=1)
-    scale = torch.maximum(torch.linalg.vector_norm(z.flatten(1), dim=1), least)
-    return torch.where(size == 0, torch.zeros_like(size), size / scale)
+def default_correction_tolerance(dtype: torch.dtype) -> float:
+    """Return the relative Newton correction accepted at a root: 1e-6 in double, 1e-3 in single precision.
+
+    Rounding of F moves a double root by about the square root of the machine precision, 1.5e-8 or 3.5e-4: corrections
+    up to a few times that are what a true root can have. Where the force merely decays without a root, the correction
+    stays of the order of the state (for F = z^-p it is 1/p), and over a minimum of the force that is not zero, of
+    depth d, it is at least the square root of d.
+    """
+    return 1e-6 if dtype == torch.float64 else 1e-3
 
 
 @torch.no_grad()
 def newton(
-    f: Force, direction: Direction, guess: Tensor, *, least: Tensor, tol: float, max_iterations: int = 40
+    f: Force, direction: Direction, guess: Tensor, *, least: Tensor, tol: float, max_iterations: int = 60
 ) -> NewtonResult:
     """Solve F(z) = 0 for every element of a batch.
 
     Newton's method with a backtracking line search on norm(F) and chord steps while they pay (Kelley, Solving Nonlinear
-    Equations with Newton's Method, 2003). It goes on to rounding level and is judged by ``tol`` at the end.
+    Equations with Newton's Method, 2003). It goes on to rounding level and is judged at the end: a small force alone is
+    no root, the Newton correction with a fresh Jacobian has to be small as well
+    (:func:`default_correction_tolerance`), and the state must not have grown beyond :data:`dyneq.dynamics.relax.GROWTH`
+    times the larger of 1 and its start.
 
     Args:
         f: The force on flat states, ``[batch, n] -> [batch, n]``.
@@ -152,24 +189,21 @@ def newton(
         tol: Residual norm(F)/max(norm(z), least) accepted as a root.
         max_iterations: Most Newton steps.
     """
-    floor = 16 * torch.finfo(guess.dtype).eps
+    floor, near = 16 * torch.finfo(guess.dtype).eps, default_correction_tolerance(guess.dtype)
     z, fz = guess.clone(), f(guess)
     merit = torch.linalg.vector_norm(fz, dim=1)
     active = torch.isfinite(merit) & (relative_size(fz, z, least) > floor)
-    steepness = torch.full_like(merit, torch.nan)
     stale, iterations = True, 0
     while iterations < max_iterations and bool(active.any()):
         iterations += 1
         fresh = stale
         if stale:
             direction.refresh(z)
-            if direction.steepness is not None:
-                steepness = torch.where(active, direction.steepness, steepness)
         step = direction.solve(fz)
         usable = active & torch.isfinite(step).all(1)
         length = torch.ones_like(merit)
         accepted = torch.zeros_like(active)
-        before = merit
+        before, left = merit, z
         pending = usable
         while bool(pending.any()):
             trial = torch.where(pending[:, None], z + length[:, None] * step, z)
@@ -184,10 +218,17 @@ def newton(
             length = torch.where(pending & ~better, length / 2, length)
             # with old factors the direction may be poor: take new ones rather than a short step
             pending = pending & ~better & (length >= (SHORTEST if fresh else 1.0))
-        done = relative_size(fz, z, least) <= floor
+        # a small force after a long step may be that of a decaying tail, or of a multiple root still on its way
+        done = (merit == 0) | ((relative_size(fz, z, least) <= floor) & (relative_size(z - left, z, least) <= near))
         slow = bool((active & ~done & (~accepted | (merit > CHORD * before) | (length < 1))).any())
         stale = slow or not isinstance(direction, DenseDirection)
         # without progress along a fresh direction there is nothing more to gain
         active = active & ~done & (accepted if fresh else torch.ones_like(active))
+    direction.refresh(z)
+    correction = relative_size(direction.verify(fz), z, least)
+    correction = torch.where(merit == 0, 0.0, torch.where(torch.isfinite(correction), correction, torch.inf))
+    steepness = torch.full_like(merit, torch.nan) if direction.steepness is None else direction.steepness
     residual = relative_size(fz, z, least)
-    return NewtonResult(z, residual, residual <= tol, iterations, steepness)
+    bounded = sample_norm(z) <= GROWTH * sample_norm(guess).clamp(min=1.0)
+    converged = (residual <= tol) & (correction <= near) & bounded
+    return NewtonResult(z, residual, correction, converged, iterations, steepness)

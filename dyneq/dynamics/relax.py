@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dyneq.dynamics.residuals import Residuals, residuals_of, sample_norm
+from dyneq.dynamics.residuals import Residuals, least_size, residuals_of, sample_norm
 from dyneq.dynamics.status import Status
 from dyneq.dynamics.trajectory import Recorder, Trajectory
 from dyneq.errors import UsageError
 from dyneq.systems.protocol import System
 
-#: A state this many times larger than it began is called diverged even while it is still finite.
+#: A state this many times larger than it began, or than 1, is called diverged even while it is still finite, unless its
+#: force residual is within tolerance.
 GROWTH = 1e8
 #: Comparing a state with its successor synchronises with the device, so it is done once in this many steps.
 CHECK_EVERY = 8
@@ -25,9 +26,12 @@ class Relaxation:
         z: State ``[sample, ...]`` after ``depth`` steps.
         depth: Steps asked for in all, counted from the initial state.
         steps: Steps actually taken; fewer than ``depth`` only where the rest would have changed nothing.
-        residuals: Residuals of ``z``, each ``[sample]``.
+        residuals: Residuals of ``z``, each ``[sample]``, as the samples are judged by them: norm(F)/norm(z), with
+            norm(z) not taken below a thousandth of norm(z_0), so that z = 0 can be a fixed point.
         status: One :class:`Status` a sample.
         tol: Force residual up to which a sample is called converged.
+        eps: Step size of the last stretch.
+        stationary: Whether the state returned itself bit for bit, so that further steps of this size change nothing.
         trajectory: What was recorded on the way, None if nothing was asked for.
     """
 
@@ -37,6 +41,8 @@ class Relaxation:
     residuals: Residuals
     status: list[Status]
     tol: float
+    eps: float
+    stationary: bool = False
     trajectory: Trajectory | None = None
 
     @property
@@ -62,13 +68,12 @@ def relax(
 ) -> Relaxation:
     """Take Euler steps z <- z + eps F(z) until ``depth`` of them are done.
 
-    It ends early only where further steps provably change nothing: when a step returns every sample bit for bit, so
-    that all later steps would too, or when no sample is finite any more.
+    It ends early only where further steps provably change nothing: when a step returns the state bit for bit (NaN for
+    NaN), so that all later steps would too.
 
     Args:
         system: What is relaxed.
-        depth: Number of steps, counted from the initial state; with a :class:`Relaxation` as start, the steps it has
-            already taken count.
+        depth: Number of steps, counted from the initial state; with a :class:`Relaxation` as start, its depth counts.
         start: Where to begin; the system's initial state if None.
         eps: Step size; the system's own if None.
         tol: Force residual called converged; :func:`default_tolerance` if None.
@@ -88,26 +93,27 @@ def relax(
         z = system.initial_state().detach() if start is None else start
     if depth < done or depth < 0:
         raise UsageError(f"a relaxation of {done} steps cannot be continued to depth {depth}; ask for a larger depth")
-    origin = sample_norm(system.initial_state().detach())
-    steps = done
-    if isinstance(start, Relaxation) and start.steps < start.depth:
-        steps = start.steps  # it had already become stationary
-        done = depth
-    for n in range(done, depth):
+    least = least_size(system)
+    # with another step size a stationary state may move again
+    stationary = isinstance(start, Relaxation) and start.stationary and start.eps == system.eps
+    steps = start.steps if isinstance(start, Relaxation) else 0
+    for n in range(depth if stationary else done, depth):
         f = system.force(z)
         if recorder is not None:
-            recorder.add(n, z, f)
+            recorder.add(n, z, f, least)
         moved = torch.add(z, f, alpha=system.eps)
-        if (n - done) % CHECK_EVERY == 0 and (torch.equal(moved, z) or not torch.isfinite(sample_norm(moved)).any()):
-            z = moved
-            break
+        steps += 1
+        if n % CHECK_EVERY == 0:
+            stationary = bool(((moved == z) | (moved.isnan() & z.isnan())).all())
         z = moved
-        steps = n + 1
+        if stationary:
+            break
     f = system.force(z)
     tol = default_tolerance(z.dtype) if tol is None else tol
-    found = residuals_of(z, f, system.eps)
-    status = _judge(system, z, f, found, origin, tol)
-    return Relaxation(z, depth, steps, found, status, tol, None if recorder is None else recorder.finish(z))
+    found = residuals_of(z, f, system.eps, least)
+    status = _judge(system, z, f, found, tol)
+    trajectory = None if recorder is None else recorder.finish(z)
+    return Relaxation(z, depth, steps, found, status, tol, system.eps, stationary, trajectory)
 
 
 def relax_through(system: System, depths: list[int], *, tol: float | None = None) -> list[Relaxation]:
@@ -125,20 +131,22 @@ def relax_through(system: System, depths: list[int], *, tol: float | None = None
     return [reached[depth] for depth in depths]
 
 
-def _judge(system: System, z: Tensor, f: Tensor, found: Residuals, origin: Tensor, tol: float) -> list[Status]:
+def _judge(system: System, z: Tensor, f: Tensor, found: Residuals, tol: float) -> list[Status]:
     """Return the status of every sample of a relaxed state."""
-    size = sample_norm(z)
-    finite = torch.isfinite(size) & torch.isfinite(found.absolute)
-    diverged = ~finite | (size > GROWTH * origin.clamp(min=1.0))
+    size, origin = sample_norm(z), sample_norm(system.initial_state().detach())
+    good = found.force <= tol
+    # element by element, because the norm of a finite state can overflow
+    finite = (torch.isfinite(z) & torch.isfinite(f)).flatten(1).all(1)
+    diverged = ~finite | ((size > GROWTH * origin.clamp(min=1.0)) & ~good)
     unchanged = (torch.add(z, f, alpha=system.eps) == z).flatten(1).all(1)
-    dead = unchanged & (found.force > tol)
+    dead = unchanged & ~good
     parts = system.branches(z)
     if parts:
         # a healthy fixed point in low precision also has eps F below one ulp of z; what tells absorption apart is that
-        # the branches themselves no longer reach the state's last bit
+        # the branches themselves no longer reach the state's last bit; branches that are switched off are not hidden
         branch = torch.stack([sample_norm(p) for p in parts.values()]).amax(0)
-        dead = dead | (unchanged & (system.eps * branch < torch.finfo(z.dtype).eps * size))
-    good = found.force <= tol
+        hidden = (branch > 0) & (system.eps * branch < torch.finfo(z.dtype).eps * size)
+        dead = dead | (unchanged & hidden)
     judged = []
     for d, a, g in zip(diverged.tolist(), dead.tolist(), good.tolist(), strict=True):
         judged.append(Status.DIVERGED if d else Status.ABSORBED if a else Status.CONVERGED if g else Status.MAX_STEPS)

@@ -12,10 +12,18 @@ import torch
 from torch import Tensor
 
 from dyneq.dynamics.linearization import Linearization
-from dyneq.dynamics.newton import SMALLEST, DenseDirection, Direction, KrylovDirection, newton, relative_size
+from dyneq.dynamics.newton import (
+    DenseDirection,
+    Direction,
+    KrylovDirection,
+    NewtonResult,
+    default_correction_tolerance,
+    newton,
+)
 from dyneq.dynamics.relax import Relaxation, relax
-from dyneq.dynamics.residuals import sample_norm
+from dyneq.dynamics.residuals import least_size, relative_size, sample_norm
 from dyneq.dynamics.status import Status
+from dyneq.dynamics.structure import check_causality
 from dyneq.dynamics.substitution import solve_by_substitution
 from dyneq.dynamics.trajectory import Recorder
 from dyneq.errors import UsageError, nearest
@@ -24,11 +32,13 @@ from dyneq.systems.protocol import System
 Start = Literal["relaxed", "mean", "initial", "random"]
 #: Starting points, in the order they are tried.
 STARTS: tuple[Start, ...] = ("relaxed", "mean", "initial", "random")
-#: Roots closer than this, relative to their norm, are the same root.
+#: Roots closer than this, relative to their norm, are the same root; so are roots within four of their corrections,
+#: since the correction at a double root is half the distance to it.
 SAME = 1e-5
 #: Largest state whose Jacobian is formed explicitly when there is no token structure.
 DENSE_LIMIT = 768
-#: Frobenius norm of a Jacobian block from which a root is called degenerate (tiny variance under a layer norm).
+#: Frobenius norm of a Jacobian (block) above which a root is called degenerate: a tiny variance under a layer norm
+#: makes it that large, but so does any steep force.
 STEEP = 1e3
 
 
@@ -51,19 +61,26 @@ class Roots:
         z: ``[sample, ...]``; for samples without a root, where the search ended.
         residual: norm(F)/norm(z) by the whole force, ``[sample]``; relative to a thousandth of norm(z_0) where the root
             is smaller than that, so that a root z = 0 can be recognised.
+        correction: norm(J^{-1} F)/norm(z), the relative Newton correction at the root with the Jacobian there,
+            ``[sample]``: an estimate of the distance to the true root. By substitution it is the largest of the
+            tokens', each relative to its token and with the earlier ones held, so that errors passed on from token to
+            token are not in it; NaN for samples in which a token has no root. ``CONVERGED`` needs it to be within
+            :func:`dyneq.dynamics.newton.default_correction_tolerance`: a force may be small without a root near.
         status: ``CONVERGED`` or ``STAGNATED``, one a sample.
         start: The start each root was found from, one a sample.
         failed_token: First token without a root, -1 where all have one or there are no tokens, ``[sample]``.
         token_start: For causal blocks, the guess each token's root came from (see
             :data:`dyneq.dynamics.substitution.GUESSES`), int8 ``[sample, token]``; None otherwise.
-        steepness: Frobenius norm of the Jacobian (of each token's block), ``[sample]`` or ``[sample, token]``.
-        others: Further roots that other starts led to.
+        steepness: Frobenius norm of the Jacobian (of each token's block) at the root, ``[sample]`` or
+            ``[sample, token]``; NaN where it is never formed (Newton-Krylov) or a token has no root.
+        others: Further roots that other starts led to, each once.
         tol: Force residual accepted as a root.
         relaxation: The relaxation the starts came from.
     """
 
     z: Tensor
     residual: Tensor
+    correction: Tensor
     status: list[Status]
     start: list[str]
     failed_token: Tensor
@@ -80,8 +97,13 @@ class Roots:
 
     @property
     def degenerate(self) -> Tensor:
-        """Which samples' roots sit where a normalisation is nearly singular, bool ``[sample]``."""
-        return (self.steepness.reshape(len(self.status), -1) > STEEP).any(1)
+        """Whether a Jacobian norm exceeds :data:`STEEP`, ``[sample]``: 1, 0, or NaN where it was not evaluated.
+
+        At such a root beware of a nearly singular normalisation; a force that is steep for another reason counts too.
+        """
+        steepness = self.steepness.reshape(len(self.status), -1)
+        unknown = torch.where(steepness.isnan().any(1), torch.nan, 0.0)
+        return torch.where((steepness > STEEP).any(1), 1.0, unknown)
 
 
 def default_root_tolerance(dtype: torch.dtype) -> float:
@@ -106,28 +128,37 @@ def find_root(
         system: The system.
         starts: Starting points to try, out of ``relaxed`` (the state at ``depth``), ``mean`` (time mean of the second
             half of the relaxation, which lies inside a cycle), ``initial`` (z_0) and ``random`` (the relaxed state
-            displaced by a tenth of its norm). Later ones are tried for the samples that still lack a root.
+            displaced by a tenth of its norm). Later ones are tried for the samples that still lack a root. ``mean`` is
+            skipped where the relaxation has none: one that became stationary before half its depth (if no other start
+            is asked for, its state, which then is the mean, is tried as ``relaxed``).
         depth: Depth of the relaxation that gives the starts.
-        relaxation: A relaxation already done, used instead; ``mean`` needs one with a recorded trajectory.
+        relaxation: A relaxation already done, used instead; without a recorded trajectory ``mean`` is skipped.
         explore: Try every start for every sample and report the roots that differ.
         tol: Force residual accepted as a root; :func:`default_root_tolerance` if None.
         generator: Randomness of the starts and of Krylov solves; seed 0 if None.
 
     Raises:
-        UsageError: If a start is unknown.
+        UsageError: If there is no start, one is unknown, or ``mean`` is the only one and the relaxation given has no
+            trajectory.
+        CausalityError: If the system declares itself causal but is not.
     """
+    if not starts:
+        raise UsageError(f"no start for a root was given; name at least one of {', '.join(STARTS)}")
     for name in starts:
         if name not in STARTS:
             raise UsageError(f"there is no start called {name!r} for a root{nearest(name, STARTS)}")
     generator = generator or torch.Generator().manual_seed(0)
-    if relaxation is None or ("mean" in starts and relaxation.trajectory is None):
+    if relaxation is None:
         relaxation = relax(system, depth, recorder=Recorder(system.eps, depth))
     z0 = system.initial_state().detach()
     tol = default_root_tolerance(z0.dtype) if tol is None else tol
-    samples = z0.shape[0]
+    samples, least = z0.shape[0], least_size(system)
+    if system.structure.causal:
+        grown = torch.tensor([s is Status.DIVERGED for s in relaxation.status], device=z0.device)
+        check_causality(system, torch.where(grown.view(-1, *[1] * (z0.ndim - 1)), z0, relaxation.z))
     best: Roots | None = None
     others: list[OtherRoot] = []
-    for name in starts:
+    for name in _available(starts, relaxation):
         todo = torch.arange(samples) if best is None or explore else (~best.found).nonzero().flatten()
         if not len(todo):
             break
@@ -137,10 +168,23 @@ def find_root(
         if best is None:
             best = found
             continue
-        others += _merge(best, found, todo)
+        _merge(best, found, todo, least, others)
     assert best is not None
     best.others = others
     return best
+
+
+def _available(starts: Sequence[str], relaxation: Relaxation) -> list[str]:
+    """Return the starts that the relaxation can give."""
+    if relaxation.trajectory is not None and relaxation.trajectory.mean is not None:
+        return list(starts)
+    left = [name for name in starts if name != "mean"]
+    if not left and relaxation.trajectory is None:
+        raise UsageError(
+            "the start 'mean' needs a relaxation with a recorded trajectory, but the one given has none; pass a "
+            "recorder to relax, or name another start"
+        )
+    return left or ["relaxed"]
 
 
 def _starting_point(name: str, system: System, relaxation: Relaxation, generator: torch.Generator) -> Tensor:
@@ -149,7 +193,8 @@ def _starting_point(name: str, system: System, relaxation: Relaxation, generator
     relaxed = torch.where(torch.isfinite(relaxation.z), relaxation.z, z0)  # a diverged sample starts over
     if name == "initial":
         return z0
-    if name == "mean" and mean is not None:
+    if name == "mean":
+        assert mean is not None
         return torch.where(torch.isfinite(mean), mean, z0)
     if name == "random":
         noise = torch.randn(z0.shape, generator=generator, dtype=torch.float64).to(z0)
@@ -167,19 +212,28 @@ def _solve(
     if system.structure.causal:
         solved = solve_by_substitution(system, start, tol=tol, generator=generator)
         z, failed, guesses, steepness = solved.z, solved.failed_token, solved.guess, solved.steepness
+        correction, good = solved.correction.amax(1), (failed < 0).to(z.device)
     else:
-        z, steepness = _newton_whole(system, start, tol, generator)
-    residual = relative_size(system.force(z), z, _least(system))
-    status = [Status.CONVERGED if r <= tol else Status.STAGNATED for r in residual.tolist()]
-    return Roots(z, residual, status, [name] * samples, failed, guesses, steepness, tol, relaxation)
+        result = _newton_whole(system, start, tol, generator)
+        z, correction, steepness, good = result.z.view_as(start), result.correction, result.steepness, result.converged
+    residual = relative_size(system.force(z), z, least_size(system))
+    good = good & (residual <= tol) & (correction <= default_correction_tolerance(z.dtype))
+    return Roots(
+        z=z,
+        residual=residual,
+        correction=correction,
+        status=[Status.CONVERGED if g else Status.STAGNATED for g in good.tolist()],
+        start=[name] * samples,
+        failed_token=failed,
+        token_start=guesses,
+        steepness=steepness,
+        tol=tol,
+        relaxation=relaxation,
+    )
 
 
-def _least(system: System) -> Tensor:
-    return SMALLEST * sample_norm(system.initial_state().detach())
-
-
-def _newton_whole(system: System, start: Tensor, tol: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return roots and steepness of a system without token structure, by Newton on whole samples."""
+def _newton_whole(system: System, start: Tensor, tol: float, generator: torch.Generator) -> NewtonResult:
+    """Solve a system without token structure by Newton on whole samples, flattened."""
     shape = start.shape
 
     def f(y: Tensor) -> Tensor:
@@ -190,28 +244,26 @@ def _newton_whole(system: System, start: Tensor, tol: float, generator: torch.Ge
         direction = DenseDirection(lambda y: Linearization(system, y.view(shape)).dense())
     else:
         direction = KrylovDirection(lambda y: Linearization(system, y.view(shape)).whole, generator)
-    result = newton(f, direction, start.flatten(1), least=_least(system), tol=tol)
-    return result.z.view(shape), result.steepness
+    return newton(f, direction, start.flatten(1), least=least_size(system), tol=tol)
 
 
-def _merge(best: Roots, found: Roots, todo: Tensor) -> list[OtherRoot]:
-    """Put newly found roots where there was none, and return those that differ from the one there is."""
-    others = []
+def _merge(best: Roots, found: Roots, todo: Tensor, least: Tensor, others: list[OtherRoot]) -> None:
+    """Put newly found roots where there was none, and add to ``others`` those that differ from all there are."""
     for row, sample in enumerate(todo.tolist()):
         if not found.status[row].good:
             continue
         if not best.status[sample].good:
             best.z[sample], best.residual[sample] = found.z[row], found.residual[row]
+            best.correction[sample] = found.correction[row]
             best.status[sample], best.start[sample] = found.status[row], found.start[row]
             best.failed_token[sample] = found.failed_token[row]
             best.steepness[sample] = found.steepness[row]
             if best.token_start is not None and found.token_start is not None:
                 best.token_start[sample] = found.token_start[row]
             continue
-        norm = torch.linalg.vector_norm
-        distance = float(norm(found.z[row] - best.z[sample]) / norm(best.z[sample]).clamp(min=1e-300))
-        if distance > SAME:
-            others.append(
-                OtherRoot(sample, found.start[row], float(found.residual[row]), distance, found.z[row].clone())
-            )
-    return others
+        known = torch.stack([best.z[sample], *(o.z for o in others if o.sample == sample)])
+        distances = relative_size(found.z[row] - known, known, least[sample])
+        same = max(SAME, 4 * float(best.correction[sample] + found.correction[row]))
+        if bool((distances > same).all()):
+            z, residual = found.z[row].clone(), float(found.residual[row])
+            others.append(OtherRoot(sample, found.start[row], residual, float(distances[0]), z))

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dyneq.dynamics.newton import SMALLEST, DenseDirection, NewtonResult, columns_by_jvp, newton
+from dyneq.dynamics.newton import DenseDirection, NewtonResult, columns_by_jvp, newton
+from dyneq.dynamics.residuals import SMALLEST
 from dyneq.systems.protocol import System
 
 #: What a token's root was found from; the index is what ``token_start`` stores (-1: no root).
@@ -23,13 +24,23 @@ class Substitution:
         z: ``[sample, token, channel]``.
         guess: Index into :data:`GUESSES` for every token, int8 ``[sample, token]``; -1 without a root.
         failed_token: First token without a root, -1 if none, ``[sample]``.
-        steepness: Frobenius norm of each J_tt, ``[sample, token]``.
+        correction: norm(J_tt^{-1} F_t) relative to the token, at its root, ``[sample, token]``; NaN without a root.
+        steepness: Frobenius norm of each J_tt at its root, ``[sample, token]``; NaN without a root.
     """
 
     z: Tensor
     guess: Tensor
     failed_token: Tensor
+    correction: Tensor
     steepness: Tensor
+
+    def keep(self, solved: NewtonResult, found: Tensor, rows: Tensor, token: int, kind: int) -> None:
+        """Enter the roots ``found`` (indices into ``solved``) of one token; ``rows`` are the samples of ``solved``."""
+        at = rows[found]
+        self.z[at, token] = solved.z[found]
+        self.correction[at, token] = solved.correction[found]
+        self.steepness[at, token] = solved.steepness[found]
+        self.guess[at.cpu(), token] = kind
 
 
 @torch.no_grad()
@@ -37,8 +48,8 @@ def solve_by_substitution(system: System, start: Tensor, *, tol: float, generato
     """Solve F_t = 0 for t = 0, 1, ... given the roots of the earlier tokens.
 
     Where Newton from the start's token fails, the token is relaxed alone with its predecessors at their roots, and its
-    last state, its time mean, the input and displaced states are tried. A sample whose token finds no root keeps its
-    start from there on.
+    last state, its time mean, the input and displaced states are tried. A sample whose token finds no root keeps the
+    roots of the earlier tokens, and its start from that token on.
 
     Args:
         system: A causal system.
@@ -47,49 +58,41 @@ def solve_by_substitution(system: System, start: Tensor, *, tol: float, generato
         generator: Randomness of the displaced guesses.
     """
     samples, tokens = start.shape[:2]
-    z = start.clone()
     least = SMALLEST * torch.linalg.vector_norm(system.initial_state().detach(), dim=2)
-    guess = torch.full((samples, tokens), -1, dtype=torch.int8)
-    failed = torch.full((samples,), -1, dtype=torch.int64)
-    steepness = torch.full((samples, tokens), torch.nan, dtype=start.dtype, device=start.device)
+    empty = torch.full((samples, tokens), torch.nan, dtype=start.dtype, device=start.device)
+    result = Substitution(
+        z=start.clone(),
+        guess=torch.full((samples, tokens), -1, dtype=torch.int8),
+        failed_token=torch.full((samples,), -1, dtype=torch.int64),
+        correction=empty,
+        steepness=empty.clone(),
+    )
     alive = torch.arange(samples, device=start.device)
     part = system
     for t in range(tokens):
         if not len(alive):
             break
-        force = part.token_force(t, z[alive])
-        solved = _newton_token(force, z[alive, t], least[alive, t], tol)
-        _keep(z, guess, steepness, solved, alive, t, 0)
+        force = part.token_force(t, result.z[alive])
+        solved = _newton_token(force, result.z[alive, t], least[alive, t], tol)
+        result.keep(solved, solved.converged.nonzero().flatten(), alive, t, 0)
         todo = (~solved.converged).nonzero().flatten()
         if not len(todo):
             continue
-        lost = _try_guesses(system, z, guess, steepness, alive[todo], t, least, tol, generator)
+        lost = _try_guesses(system, result, alive[todo], t, least, tol, generator)
         if len(lost):
-            failed[lost.cpu()] = t
-            z[lost] = start[lost]
+            result.failed_token[lost.cpu()] = t
             alive = alive[~torch.isin(alive, lost)]
             part = system.select(alive) if len(alive) else system
-    return Substitution(z, guess, failed, steepness)
+    return result
 
 
 def _newton_token(force: Callable[[Tensor], Tensor], guess: Tensor, least: Tensor, tol: float) -> NewtonResult:
     return newton(force, DenseDirection(columns_by_jvp(force)), guess, least=least, tol=tol)
 
 
-def _keep(
-    z: Tensor, guess: Tensor, steepness: Tensor, solved: NewtonResult, rows: Tensor, token: int, kind: int
-) -> None:
-    good = solved.converged
-    z[rows[good], token] = solved.z[good]
-    steepness[rows[good], token] = solved.steepness[good]
-    guess[rows[good].cpu(), token] = kind
-
-
 def _try_guesses(
     system: System,
-    z: Tensor,
-    guess: Tensor,
-    steepness: Tensor,
+    result: Substitution,
     rows: Tensor,
     token: int,
     least: Tensor,
@@ -98,15 +101,12 @@ def _try_guesses(
 ) -> Tensor:
     """Try the further guesses for the samples ``rows``; returns those that still have no root."""
     part = system.select(rows)
-    force = part.token_force(token, z[rows])
-    first, own_input = z[rows, token], part.initial_state().detach()[:, token]
+    force = part.token_force(token, result.z[rows])
+    first, own_input = result.z[rows, token], part.initial_state().detach()[:, token]
     left = torch.arange(len(rows), device=rows.device)
     for kind, proposal in _guesses(force, first, own_input, system.eps, generator):
         solved = _newton_token(force, proposal, least[rows, token], tol)
-        new = left[solved.converged[left]]
-        z[rows[new], token] = solved.z[new]
-        steepness[rows[new], token] = solved.steepness[new]
-        guess[rows[new].cpu(), token] = kind
+        result.keep(solved, left[solved.converged[left]], rows, token, kind)
         left = left[~solved.converged[left]]
         if not len(left):
             break

@@ -14,11 +14,13 @@ class Trajectory:
 
     Attributes:
         eps: Step size, so that row n is time n eps.
-        force_residual: ``[step, sample]``, of the state before step n is taken.
+        force_residual: ``[step, sample]``, of the state before step n is taken, as :func:`dyneq.dynamics.relax.relax`
+            judges it.
         projections: ``[step, sample, projection]``, inner products of the state with fixed random unit vectors;
             empty last axis if none were asked for.
         token_norm: ``[step, sample, token]``, norm of the force on each token; None without a token axis.
-        mean: Time mean of the states of the second half of the record, ``[sample, ...]``; None if nothing was recorded.
+        mean: Time mean of the states recorded in the second half of the depth, ``[sample, ...]``; None if there are
+            none, also because the relaxation became stationary before.
     """
 
     eps: float
@@ -54,9 +56,9 @@ class Recorder:
     _sum: Tensor | None = None
     _count: int = 0
 
-    def add(self, step: int, z: Tensor, f: Tensor) -> None:
-        """Record the state and force before step number ``step``."""
-        self._residual.append(residuals_of(z, f, self.eps).force)
+    def add(self, step: int, z: Tensor, f: Tensor, least: Tensor | None = None) -> None:
+        """Record the state and force before step number ``step``; ``least`` as in :func:`residuals_of`."""
+        self._residual.append(residuals_of(z, f, self.eps, least).force)
         if self.directions is not None:
             self._projection.append(z.flatten(1) @ self.directions.T)
         if self.tokens:

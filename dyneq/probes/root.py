@@ -8,7 +8,7 @@ import xarray as xr
 from pydantic import Field
 
 from dyneq.dynamics.relax import relax
-from dyneq.dynamics.residuals import sample_norm
+from dyneq.dynamics.residuals import least_size, relative_size
 from dyneq.dynamics.roots import STARTS, STEEP, Roots, Start, find_root
 from dyneq.dynamics.substitution import GUESSES
 from dyneq.dynamics.trajectory import Recorder
@@ -50,8 +50,9 @@ class RootProbe(Probe):
         samples = ds.sizes["sample"]
         status = ds["status"].values
         good = int((status == "converged").sum())
-        worst = float(ds["force_residual"].where(ds["status"] == "converged").max()) if good else float("nan")
-        findings = [Finding("fact", f"roots of {good} of {samples} samples (worst force residual {worst:.1e})")]
+        worst = float(ds["force_residual"].where(ds["status"] == "converged").max())
+        measured = f" (worst force residual {worst:.1e})" if good else ""
+        findings = [Finding("fact", f"roots of {good} of {samples} samples{measured}")]
         lost = [int(i) for i in np.nonzero(status != "converged")[0]]
         if lost:
             tokens = f", first at tokens {ds['failed_token'].values[lost].tolist()}" if "token" in ds.dims else ""
@@ -61,11 +62,10 @@ class RootProbe(Probe):
             findings.append(
                 Finding("fact", f"samples {moving} have a root but their relaxation had not settled on it by the depth")
             )
-        if bool(ds["degenerate"].any()):
-            which = np.nonzero(ds["degenerate"].values)[0].tolist()
-            findings.append(
-                Finding("warning", f"the roots of samples {which} are nearly singular for a normalisation: beware")
-            )
+        steep = np.nonzero((ds["degenerate"].values == 1) & (status == "converged"))[0].tolist()
+        if steep:
+            text = f"the Jacobian norm at the roots of samples {steep} is above {STEEP:g}"
+            findings.append(Finding("warning", f"{text}: beware of a nearly singular normalisation"))
         if ds.sizes["other"]:
             which = sorted({int(s) for s in ds["other_sample"].values})
             findings.append(Finding("warning", f"samples {which} have several roots; the first start's is reported"))
@@ -92,7 +92,8 @@ class RootProbe(Probe):
 def _dataset(system: System, roots: Roots) -> xr.Dataset:
     relaxation = roots.relaxation
     assert relaxation is not None
-    distance = sample_norm(relaxation.z - roots.z) / sample_norm(roots.z)
+    # relative to a thousandth of norm(z_0) where the root is smaller than that, as the residuals are
+    distance = relative_size(relaxation.z - roots.z, roots.z, least_size(system))
     found = roots.found.numpy()
 
     def per_sample(values: Any, long_name: str, units: str = "") -> tuple[str, Any, dict[str, str]]:
@@ -100,7 +101,16 @@ def _dataset(system: System, roots: Roots) -> xr.Dataset:
 
     variables: dict[str, Any] = {
         "status": per_sample([s.value for s in roots.status], "whether a root was found"),
-        "force_residual": per_sample(roots.residual.cpu().double().numpy(), "norm(F)/norm(z) at the root", "1/time"),
+        "force_residual": per_sample(
+            roots.residual.cpu().double().numpy(),
+            "norm(F)/norm(z) at the root, norm(z) not below norm(z_0)/1000",
+            "1/time",
+        ),
+        "correction": per_sample(
+            roots.correction.cpu().double().numpy(),
+            "norm(J^{-1} F)/norm(z) at the root, an estimate of the distance to it; by tokens the largest of theirs",
+            "1",
+        ),
         "start": per_sample(roots.start, "start the root was found from"),
         "relaxed_status": per_sample([s.value for s in relaxation.status], "status of the relaxation"),
         "relaxed_force_residual": per_sample(
@@ -110,7 +120,10 @@ def _dataset(system: System, roots: Roots) -> xr.Dataset:
             np.where(found, distance.cpu().double().numpy(), np.nan), "distance of the relaxed state from the root", "1"
         ),
         "failed_token": per_sample(roots.failed_token.numpy(), "first token without a root, -1 if none"),
-        "degenerate": per_sample(roots.degenerate.cpu().numpy(), f"whether a Jacobian norm exceeds {STEEP:g}"),
+        "degenerate": per_sample(
+            roots.degenerate.cpu().double().numpy(),
+            f"1 where a Jacobian norm exceeds {STEEP:g}: beware of a nearly singular normalisation; NaN: not evaluated",
+        ),
         "other_sample": ("other", [o.sample for o in roots.others], {"long_name": "sample of a further root"}),
         "other_start": ("other", [o.start for o in roots.others], {"long_name": "start it was found from"}),
         "other_distance": (
@@ -135,22 +148,28 @@ def _dataset(system: System, roots: Roots) -> xr.Dataset:
     return ds.assign_attrs(root_tol=roots.tol)
 
 
+def _finite(value: Any) -> float | None:
+    """Return a number, or None where JSON has no word for it."""
+    return float(value) if np.isfinite(float(value)) else None
+
+
 def json_entry(ds: xr.Dataset) -> dict[str, Any]:
-    """Return a root result as the plain values ``--json`` prints."""
+    """Return a root result as the plain values ``--json`` prints; None where a number is not finite or not known."""
     samples = []
     for i in range(ds.sizes["sample"]):
         row = ds.isel(sample=i)
-        distance = float(row["distance"])
+        steep = _finite(row["degenerate"])
         samples.append(
             {
                 "status": str(row["status"].item()),
-                "force_residual": float(row["force_residual"]),
+                "force_residual": _finite(row["force_residual"]),
+                "correction": _finite(row["correction"]),
                 "start": str(row["start"].item()),
                 "relaxed_status": str(row["relaxed_status"].item()),
-                "relaxed_force_residual": float(row["relaxed_force_residual"]),
-                "distance": distance if np.isfinite(distance) else None,
+                "relaxed_force_residual": _finite(row["relaxed_force_residual"]),
+                "distance": _finite(row["distance"]),
                 "failed_token": int(row["failed_token"]),
-                "degenerate": bool(row["degenerate"]),
+                "degenerate": None if steep is None else bool(steep),
             }
         )
     others = [

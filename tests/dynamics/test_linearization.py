@@ -18,6 +18,7 @@ from dyneq.errors import DyneqError, UsageError
 from dyneq.linalg.dense import dense_eigenpairs
 from dyneq.linalg.targets import CriticalStep, LargestModulus, Rightmost
 from dyneq.systems.adapters import from_ode
+from dyneq.systems.protocol import System
 from dyneq.systems.thick import ThickBlock
 
 F64 = torch.float64
@@ -203,12 +204,102 @@ def test_violated_structure_is_detected_and_the_token_method_refuses(build, kind
         leading_spectrum(Linearization(bound, z), targets(), 2, generator=generator(), method="token")
 
 
+class OwnKeyFromContext(System):
+    """Attention that is causal, but whose two-argument force takes a token's own key and value from the context."""
+
+    structure = dyneq.Structure(token_axis=1, causal=True)
+
+    def __init__(self):
+        g = generator()
+        self.x = torch.randn(2, 5, 6, generator=g, dtype=F64)
+        self.weights = torch.randn(3, 6, 6, generator=g, dtype=F64)
+
+    def initial_state(self):
+        return self.x
+
+    def force(self, z, context=None):
+        c = z if context is None else context
+        q, k, v = z @ self.weights[0], c @ self.weights[1], c @ self.weights[2]
+        future = torch.ones(5, 5, dtype=torch.bool).triu(1)
+        return self.x - 2 * z + (q @ k.mT).masked_fill(future, -math.inf).softmax(-1) @ v
+
+
+class IgnoresContext(OwnKeyFromContext):
+    """The same attention with a two-argument force that is not frozen at the context at all."""
+
+    def force(self, z, context=None):
+        return super().force(z)
+
+
+@pytest.mark.parametrize("kind", [OwnKeyFromContext, IgnoresContext])
+def test_two_argument_force_is_checked_away_from_its_own_context(kind):
+    system = kind()
+    z = system.initial_state()
+    assert torch.equal(system.force(z, z), system.force(z))  # where both arguments agree there is nothing to see
+    with pytest.raises(CausalityError, match="two-argument"):
+        check_causality(system, z)
+
+
+def coupled(tokens, pairs, samples=1, strength=1.0):
+    """Return a system claiming causality in which token s acts on token t of sample b for (b, t, s) in ``pairs``."""
+    b = torch.zeros(samples, tokens, tokens, dtype=F64)
+    for pair in pairs:
+        b[pair] = strength
+    start = torch.ones(samples, tokens, 2, dtype=F64)
+    return from_ode(lambda z: b @ z - 2 * z, start, token_axis=1, causal=True)
+
+
+@pytest.mark.parametrize("pair", [(0, 2, 3), (0, 0, 1), (0, 62, 63), (1, 33, 34), (0, 0, 63)])
+def test_up_to_64_tokens_every_pair_is_tested(pair):
+    check_causality(coupled(64, [(0, pair[2], pair[1])], 2), torch.ones(2, 64, 2, dtype=F64))
+    with pytest.raises(CausalityError, match="moving tokens"):
+        check_causality(coupled(64, [pair], 2, 1e-9), torch.ones(2, 64, 2, dtype=F64))
+
+
+@pytest.mark.parametrize("distance", [4, 5, 40])
+def test_with_many_tokens_pairs_wider_than_the_gap_between_cuts_are_tested(distance):
+    """32 cuts in each of 3 samples over 300 tokens lie 299/95 = 3.15 apart, so any 4 tokens in a row hold one."""
+    for t in (0, 1, 97, 299 - distance):
+        leaks = [(b, t, t + distance) for b in range(3)]
+        with pytest.raises(CausalityError, match="moving tokens"):
+            check_causality(coupled(300, leaks, 3), torch.ones(3, 300, 2, dtype=F64))
+
+
+class Counting(OwnKeyFromContext):
+    """Force independent between tokens; counts how often it is asked for."""
+
+    def __init__(self, tokens):
+        self.x, self.count = torch.ones(2, tokens, 2, dtype=F64), 0
+
+    def force(self, z, context=None):
+        self.count += 1
+        return self.x - z
+
+
+@pytest.mark.parametrize(("tokens", "most"), [(1, 4), (64, 67), (65, 35), (1000, 35)])
+def test_check_of_causality_has_a_bounded_cost(tokens, most):
+    system = Counting(tokens)
+    check_causality(system, 0.5 * system.x)
+    assert system.count <= most
+    with pytest.raises(UsageError, match="cuts=0"):
+        check_causality(system, system.x, cuts=0)
+
+
+def test_a_later_token_that_makes_the_force_nan_is_a_leak():
+    system = from_ode(lambda z: z.flip(1).log() * 0 - z, torch.ones(8, 4, 3, dtype=F64), token_axis=1, causal=True)
+    with pytest.raises(CausalityError, match="moving tokens"):
+        check_causality(system, system.initial_state())
+
+
 @pytest.mark.parametrize("attention", ["plain", "fused"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_honest_blocks_pass_the_causality_check(build, attention, dtype):
     system = build(seed=1, tokens=17, attention=attention, gain=3.0)
     bound = system.block.to(dtype).bind(system.tokens)
-    check_causality(bound, bound.initial_state().detach(), cuts=100)
+    check_causality(bound, bound.initial_state().detach())
+    longer = build(seed=1, tokens=80, attention=attention, gain=3.0)
+    bound = longer.block.to(dtype).bind(longer.tokens)
+    check_causality(bound, bound.initial_state().detach())
 
 
 def test_token_method_refuses_a_system_without_tokens():

@@ -31,6 +31,27 @@ def test_named_residuals_are_what_they_are_called():
     torch.testing.assert_close(found.step, torch.tensor([0.3, 0.0], dtype=F64))
 
 
+def test_a_relaxation_is_judged_relative_to_a_thousandth_of_its_start():
+    """z' = -z - z^3 settles at 0, where norm(F)/norm(z) stays 1: the scale of the start decides."""
+    system = from_ode(lambda z: -z - z**3, torch.full((2, 3), 0.5, dtype=F64))
+    found = relax(system, 800, recorder=Recorder(system.eps, 800))
+    assert found.status == [Status.CONVERGED] * 2
+    norm = torch.linalg.vector_norm
+    size, start = norm(found.z, dim=1), norm(system.initial_state(), dim=1)
+    torch.testing.assert_close(found.residuals.force, size / (1e-3 * start), rtol=1e-12, atol=0)
+    torch.testing.assert_close(residuals(system, found.z).force, torch.ones(2, dtype=F64))  # the plain one
+    # 0.5 * 0.9^n is above a thousandth of the start for n <= 65, and there the plain quotient stands
+    t = found.trajectory.force_residual
+    linear = relax(decay(1.0, [[0.5]]), 800, recorder=Recorder(0.1, 800)).trajectory.force_residual
+    torch.testing.assert_close(linear[:66], torch.ones(66, 1, dtype=F64))
+    torch.testing.assert_close(linear[100], torch.tensor([0.9**100 / 1e-3], dtype=F64))
+    assert t[-1, 0].item() < 1e-6
+    accelerated = anderson(system, max_evaluations=400)
+    assert accelerated.status == [Status.CONVERGED] * 2
+    from_zero = relax(decay(1.0, [[0.0, 0.0]]), 10)
+    assert from_zero.status == [Status.CONVERGED]
+
+
 def test_force_residual_does_not_depend_on_eps_and_step_residual_does():
     coarse, fine = decay(3.0, [[1.0, 2.0]], 0.2), decay(3.0, [[1.0, 2.0]], 0.002)
     z = coarse.initial_state()
@@ -63,7 +84,8 @@ def test_several_depths_are_one_trajectory(build):
 def test_early_exit_changes_no_bit_and_steps_are_counted():
     system = decay(1.0, [[1.0, 5.0]], eps=1.0)  # lands on 0 exactly after one step
     found = relax(system, 1000)
-    assert found.steps < 20
+    assert found.steps == 9  # whether a step returned the state is looked at before steps 1 and 9
+    assert found.stationary
     z = system.initial_state()
     for _ in range(1000):
         z = z + system.eps * system.force(z)
@@ -79,6 +101,43 @@ def test_no_early_exit_while_one_sample_still_moves():
     found = relax(system, 100)
     assert found.steps == 100
     torch.testing.assert_close(found.z[1], torch.tensor([0.99**100], dtype=F64), rtol=1e-12, atol=0)
+
+
+def test_early_exit_is_not_misled_by_a_norm_that_overflows():
+    start = torch.full((1, 4), 1e25, dtype=torch.float32)  # its squares are beyond float32
+    found = relax(from_ode(lambda z: -z, start), 100)
+    assert found.steps == 100
+    torch.testing.assert_close(found.z, start * 0.9**100, rtol=1e-4, atol=0)
+
+
+def test_the_rest_of_a_sample_goes_on_when_a_part_of_it_diverged():
+    system = from_ode(lambda z: torch.stack([-z[:, 0], z[:, 1] ** 3], 1), torch.tensor([[1.0, 5.0]], dtype=F64))
+    found = relax(system, 300)
+    assert found.status == [Status.DIVERGED]
+    assert found.z[0, 0].item() == pytest.approx(0.9**300, rel=1e-12)
+    # a state that is NaN for good and otherwise at rest is stationary
+    still = from_ode(lambda z: torch.stack([0 * z[:, 0], z[:, 1] ** 3], 1), torch.tensor([[1.0, 5.0]], dtype=F64))
+    assert relax(still, 10_000).steps < 100
+
+
+def test_continuing_with_another_step_size_moves_again():
+    system = from_ode(lambda z: 1 - z, torch.full((1, 1), 3.0, dtype=F64))
+    stuck = relax(system, 8, eps=1e-20)
+    assert stuck.eps == 1e-20
+    assert stuck.stationary
+    found = relax(system, 208, start=stuck)
+    assert (found.eps, found.depth, found.steps) == (0.1, 208, stuck.steps + 200)
+    assert found.z.item() == pytest.approx(1 + 2 * 0.9**200, rel=1e-12)
+    further = relax(system, 308, start=found)  # fewer steps than depth, and yet not stationary
+    assert further.z.item() == pytest.approx(1 + 2 * 0.9**300, rel=1e-12)
+    again = relax(system, 500, start=stuck, eps=1e-20)
+    assert again.steps == stuck.steps
+
+
+def test_a_large_fixed_point_is_not_divergence():
+    found = relax(from_ode(lambda z: 1e9 - z, torch.zeros(1, 2, dtype=F64)), 800)
+    assert found.status == [Status.CONVERGED]
+    assert relax(from_ode(lambda z: z, torch.ones(1, 2, dtype=F64)), 300).status == [Status.DIVERGED]
 
 
 def test_statuses_tell_converged_moving_and_diverged_apart():
@@ -121,6 +180,16 @@ def test_absorption_is_not_convergence():
     found = relax(healthy, 2000)
     assert (found.residuals.step * 1.0 <= torch.finfo(torch.float32).eps).all()  # its steps are below one ulp too
     assert found.status == [Status.CONVERGED]
+
+
+def test_a_block_without_branches_is_not_absorbed(build):
+    system = build(gain=0.0)
+    with torch.no_grad():
+        system.block.ffn.pj.bias.zero_()
+    assert all((b == 0).all() for b in system.branches(system.initial_state()).values())
+    found = relax(system, 800)
+    assert torch.equal(torch.add(found.z, system.force(found.z), alpha=system.eps), found.z)
+    assert found.status == [Status.CONVERGED] * 3
 
 
 def test_tiny_steps_lost_in_rounding_are_absorbed():

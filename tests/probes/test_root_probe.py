@@ -1,10 +1,13 @@
 """The root probe's dataset, findings and figure."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 import dyneq
+from dyneq.dynamics.relax import relax
 from dyneq.probes.registry import get_probe, run_probe
 from dyneq.probes.root import json_entry
 from dyneq.systems import analytic
@@ -39,6 +42,45 @@ def test_no_root_and_several_roots_are_said():
     ds = run_probe("root", three, depth=400, explore=True)
     assert json_entry(ds)["others"][0]["sample"] == 0
     assert any("several roots" in f.text for f in get_probe("root").summary(ds))
+
+
+def test_document_is_valid_json_where_relaxations_diverged():
+    system = from_ode(lambda z: z * z - 1, torch.tensor([[-1.0], [3.0]], dtype=F64))
+    entry = json_entry(run_probe("root", system, depth=800))
+    json.dumps(entry, allow_nan=False)
+    assert entry["samples"][1]["relaxed_force_residual"] is None
+    assert entry["samples"][1]["correction"] <= 1e-6
+    assert entry["samples"][0]["degenerate"] is False
+
+
+def test_steep_jacobians_are_said_and_unformed_ones_unknown():
+    steep = from_ode(lambda z: -2000 * (z - 1), torch.ones(1, 1, dtype=F64), eps=1e-4)  # starts at its root
+    ds = run_probe("root", steep, depth=10)
+    assert json_entry(ds)["samples"][0]["degenerate"] is True
+    assert any("above 1000" in f.text and "beware" in f.text for f in get_probe("root").summary(ds))
+    wide = from_ode(lambda z: 1 - z, torch.zeros(1, 800, dtype=F64))  # Newton-Krylov
+    ds = run_probe("root", wide, depth=10)
+    assert json_entry(ds)["found"] == 1
+    assert json_entry(ds)["samples"][0]["degenerate"] is None
+    assert not any("above 1000" in f.text for f in get_probe("root").summary(ds))
+
+
+def test_a_decaying_force_is_no_root_and_its_correction_says_why():
+    """For F = exp(-z) Newton's correction is 1, whatever z: 1/z of the state."""
+    ds = run_probe("root", from_ode(lambda z: torch.exp(-z), torch.full((2, 1), 0.5, dtype=F64)))
+    assert (ds["status"] == "stagnated").all()
+    assert (ds["force_residual"] < 1e-11).all()
+    assert (ds["correction"] > 1e-3).all()
+    assert get_probe("root").summary(ds)[0].text == "roots of 0 of 2 samples"
+
+
+def test_distance_from_a_root_at_zero_is_relative_to_the_start():
+    system = from_ode(lambda z: -z - z**3, torch.full((1, 3), 0.5, dtype=F64))
+    ds = run_probe("root", system, depth=200, explore=True)
+    relaxed = relax(system, 200).z
+    scale = 1e-3 * torch.linalg.vector_norm(system.initial_state())
+    assert float(ds["distance"][0]) == pytest.approx(float(torch.linalg.vector_norm(relaxed) / scale), rel=1e-9)
+    assert ds.sizes["other"] == 0
 
 
 def test_figure_has_one_point_a_sample():

@@ -1,6 +1,5 @@
 """From what the user names to something that can be bound and probed."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -111,15 +110,3 @@ def open_checkpoint(name: str | Path, *, trust: bool = False) -> Subject:
         f"{text!r} is neither a checkpoint file, nor module:factory, nor a packaged reference checkpoint"
         f"{nearest(text, known)}"
     )
-
-
-def open_subjects(names: Sequence[str], *, trust: bool = False) -> list[Subject]:
-    """Return the subjects of several names; the packaged reference checkpoints if there are none.
-
-    Raises:
-        UsageError: If nothing is named and none are packaged.
-    """
-    chosen = list(names) or reference_names()
-    if not chosen:
-        raise UsageError("no checkpoint was named and none are packaged; name a checkpoint file")
-    return [open_checkpoint(name, trust=trust) for name in chosen]

@@ -55,7 +55,7 @@ def write_dataset(ds: xr.Dataset, path: Path) -> None:
         _whole(path, lambda target: _to_zarr(ds, target))
         return
     try:
-        import h5netcdf
+        import h5netcdf  # noqa: F401
         import h5py  # noqa: F401
     except ImportError:
         raise DyneqError(
@@ -75,7 +75,9 @@ def read_dataset(path: Path) -> xr.Dataset:
             return xr.open_zarr(path, consolidated=False).load()
         ds = xr.open_dataset(path, engine="h5netcdf").load()
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise DyneqError(f"{path} cannot be read as a result ({error}); name a .zarr or .nc that dyneq wrote") from error
+        raise DyneqError(
+            f"{path} cannot be read as a result ({error}); name a .zarr or .nc that dyneq wrote"
+        ) from error
     for name in [str(n).removesuffix("_real") for n in ds.variables if str(n).endswith("_real")]:
         if f"{name}_imag" in ds:
             attributes = ds[f"{name}_real"].attrs

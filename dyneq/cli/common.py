@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 _COMMON = [
     click.argument("checkpoints", nargs=-1, metavar="[CKPT]..."),
     click.option("--batch", type=int, envvar="DYNEQ_BATCH", help="Samples of the pinned batch to use (default: all)."),
-    click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, envvar="DYNEQ_SEED", help="Seed of all randomness."),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, 2**63 - 1),
+        default=0,
+        show_default=True,
+        envvar="DYNEQ_SEED",
+        help="Seed of all randomness.",
+    ),
     click.option("--device", envvar="DYNEQ_DEVICE", help="Torch device (default: cpu)."),
     click.option(
         "--dtype",

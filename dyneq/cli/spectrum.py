@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 )
 @click.option("--count", type=int, default=16, show_default=True, help="Length of the list of leading pairs.")
 @click.option("--omega/--no-omega", default=True, show_default=True, help="Also the numerical abscissa.")
-def spectrum(
-    depths: tuple[int, ...], at: str, method: str, count: int, omega: bool, seed: int, **common: Any
-) -> int:
+def spectrum(depths: tuple[int, ...], at: str, method: str, count: int, omega: bool, seed: int, **common: Any) -> int:
     """Leading eigenvalues of the relaxation map at CKPT, each with its sample, token, residual and condition.
 
     CKPT is a checkpoint file, a packaged reference checkpoint, or module:factory; without it, all packaged ones.
@@ -63,9 +61,7 @@ def _show(ds: "xr.Dataset") -> str:
         entry = json_entry(state)
         lines += ["", f"{state_label(state)}: {_numbers(entry, ds.sizes['sample'])}"]
         if entry["leading"]:
-            lines.append(
-                "  |multiplier|  mu (per unit time)         sample token  residual  condition  est. error"
-            )
+            lines.append("  |multiplier|  mu (per unit time)         sample token  residual  condition  est. error")
         status = entry["samples"]["status"]
         lines += [_row(row, status[row["sample"]] == "converged") for row in entry["leading"]]
     return "\n".join([*lines, "", *findings("spectrum", ds)])
@@ -79,7 +75,9 @@ def _numbers(entry: dict[str, Any], samples: int) -> str:
         lines.append(f"  {fixed} of {samples} samples at a fixed point: {_extremes(entry)}")
         if entry["abscissa"] is not None:
             step = entry["critical_eps"]
-            lines[-1] += "; critical eps " + ("undefined (the flow is not stable at all of them)" if step is None else f"{step:.6g}")
+            lines[-1] += "; critical eps " + (
+                "undefined (the flow is not stable at all of them)" if step is None else f"{step:.6g}"
+            )
     if passing:
         lines.append(f"  {passing['samples']} of {samples} samples passing, not at a fixed point: {_extremes(passing)}")
     return "\n".join(lines)

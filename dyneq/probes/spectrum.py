@@ -95,9 +95,7 @@ class SpectrumProbe(Probe):
         return plot_spectrum(ds, ax)
 
 
-def _states(
-    system: System, params: SpectrumParams, progress: Progress
-) -> list[State]:
+def _states(system: System, params: SpectrumParams, progress: Progress) -> list[State]:
     """Return every state asked for."""
     if params.at == "relaxed":
         progress(f"relaxing to depth {max(params.depth)}", 0.0)
@@ -109,9 +107,7 @@ def _states(
     progress(f"finding the root from depth {depth}", 0.0)
     relaxation = relax(system, depth, recorder=Recorder(system.eps, depth))
     generator = torch.Generator().manual_seed(params.seed)
-    roots = find_root(
-        system, relaxation=relaxation, generator=generator, starts=STARTS
-    )
+    roots = find_root(system, relaxation=relaxation, generator=generator, starts=STARTS)
     return [State(ROOT, roots.z, roots.status, roots.residual, roots.start)]
 
 

@@ -14,8 +14,8 @@ _OVERALL = ("abscissa", "spectral_radius", "critical_eps", "numerical_abscissa")
 def json_entry(state: xr.Dataset) -> dict[str, Any]:
     """Return one state of a result.
 
-    ``abscissa``, ``spectral_radius``, ``critical_eps`` and ``numerical_abscissa`` are the extremes over samples at a fixed
-    point, None if there is none; ``passing`` has those of the other samples that were linearised, for which no
+    ``abscissa``, ``spectral_radius``, ``critical_eps`` and ``numerical_abscissa`` are the extremes over samples at a
+    fixed point, None if there is none; ``passing`` has those of the other samples that were linearised, for which no
     critical step is given. ``force_residual`` is the worst of the samples that were linearised.
     """
     judged = verdicts(state)

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 import dyneq
 from dyneq.dynamics.linearization import Linearization
 from dyneq.dynamics.roots import find_root
+from dyneq.dynamics.spectra import leading_spectrum
 from dyneq.errors import DyneqError, UsageError
+from dyneq.linalg.targets import LargestModulus
 from dyneq.probes.base import Probe
 from dyneq.probes.registry import get_probe, make_params, run_probe
 from dyneq.probes.spectrum_json import json_entry
-from dyneq.dynamics.spectra import leading_spectrum
-from dyneq.linalg.targets import LargestModulus
 from dyneq.systems import analytic
 from dyneq.systems.adapters import from_ode
 from dyneq.systems.thick import ThickBlock, ThickConfig
@@ -244,7 +244,10 @@ def linear(matrix, centre=1.0, **options):
 
 
 def test_a_centre_and_a_fold_are_undetermined_not_stable():
-    for system in (linear([[0.0, 1.0], [-1.0, 0.0]]), from_ode(lambda z: -((z - 1) ** 2), torch.full((2, 1), 1.5, dtype=F64))):
+    for system in (
+        linear([[0.0, 1.0], [-1.0, 0.0]]),
+        from_ode(lambda z: -((z - 1) ** 2), torch.full((2, 1), 1.5, dtype=F64)),
+    ):
         found = _summary(system, at="root")
         assert any(f.level == "undetermined" for f in found)
         assert not any("stable at" in f.text for f in found)

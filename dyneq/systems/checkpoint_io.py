@@ -3,9 +3,7 @@
 import hashlib
 import io
 import json
-import os
 import pickletools
-import uuid
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dyneq.errors import DyneqError
+from dyneq.files import write_atomically
 from dyneq.systems.checkpoint import FORMAT, Checkpoint, EvaluationBatch, build_block, load_weights
 from dyneq.systems.vocabulary import CharacterVocabulary
 
@@ -82,31 +81,6 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that, whatever happens, it holds either its old content or all of ``data``.
-
-    Raises:
-        DyneqError: If it cannot be written; nothing is left behind then.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise DyneqError(f"{path} cannot be written ({error.strerror or error}); choose a writable place") from error
-
-
 def load_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
     """Read a checkpoint, on the CPU.
 
@@ -118,14 +92,7 @@ def load_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
         DyneqError: If the file is missing, damaged, unsafe, of another format, or its weights do not fit.
     """
     path = Path(path)
-    if path.is_dir():
-        raise DyneqError(f"{path} is a folder, but a checkpoint file was expected; name the .pt file in it")
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise DyneqError(f"there is no checkpoint file {path}; check the path") from None
-    except OSError as error:
-        raise DyneqError(f"the checkpoint {path} cannot be read ({error.strerror or error})") from error
+    data = _bytes(path)
     try:
         held = _read_safetensors(data) if path.suffix == ".safetensors" else _read_pt(data, trust)
         checkpoint = _assemble(held)
@@ -134,6 +101,37 @@ def load_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
     checkpoint.path, checkpoint.name = path, path.stem
     checkpoint.sha256 = hashlib.sha256(data).hexdigest()
     return checkpoint
+
+
+def read_plain(path: str | Path, *, trust: bool = False) -> tuple[object, str]:
+    """Return what any file written by ``torch.save`` holds, on the CPU, and the SHA-256 of the file.
+
+    The same safe reading as :func:`load_checkpoint`, of files that need not be checkpoints of ours.
+
+    Args:
+        path: The file, whatever it ends in.
+        trust: Unpickle whatever the file holds. Only for files of your own: it can run any code.
+
+    Raises:
+        DyneqError: If the file is missing, damaged or unsafe.
+    """
+    path = Path(path)
+    data = _bytes(path)
+    try:
+        return _read_pt(data, trust), hashlib.sha256(data).hexdigest()
+    except DyneqError as error:
+        raise DyneqError(f"{path}: {error}") from None
+
+
+def _bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise DyneqError(f"{path} is a folder, but a checkpoint file was expected; name the .pt file in it")
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DyneqError(f"there is no checkpoint file {path}; check the path") from None
+    except OSError as error:
+        raise DyneqError(f"the checkpoint {path} cannot be read ({error.strerror or error})") from error
 
 
 def _read_pt(data: bytes, trust: bool) -> object:
@@ -166,9 +164,17 @@ def _read_pt(data: bytes, trust: bool) -> object:
 def _check_archive(data: bytes) -> None:
     """Compare every record with its checksum, which torch itself does not: a flipped bit would load as a weight."""
     try:
-        broken = zipfile.ZipFile(io.BytesIO(data)).testzip()
+        archive = zipfile.ZipFile(io.BytesIO(data))
+        unpacked = sum(record.file_size for record in archive.infolist())
+        # torch stores records as they are: more than the file is a compressed one that could fill the memory
+        broken = None if unpacked > len(data) else archive.testzip()
     except Exception as error:  # zipfile raises a dozen kinds on damaged records
         raise DyneqError(f"the file is damaged ({type(error).__name__}: {error}); copy it again") from error
+    if unpacked > len(data):
+        raise DyneqError(
+            f"the file is no plain torch.save file (its {len(data)} bytes claim to unpack to {unpacked}); save it "
+            "again with torch.save"
+        )
     if broken is not None:
         raise DyneqError(f"the file is damaged (the record {broken!r} does not match its checksum); copy it again")
 

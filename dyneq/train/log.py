@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dyneq.errors import DyneqError
-from dyneq.systems.checkpoint_io import write_atomically
+from dyneq.files import write_atomically
 
 Record = dict[str, Any]
 

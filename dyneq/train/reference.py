@@ -18,7 +18,8 @@ import torch
 
 from dyneq import __version__
 from dyneq.errors import DyneqError
-from dyneq.systems.checkpoint_io import load_checkpoint, save_checkpoint, write_atomically
+from dyneq.files import write_atomically
+from dyneq.systems.checkpoint_io import load_checkpoint, save_checkpoint
 from dyneq.train.census import long_run
 from dyneq.train.loop import Ending, Hooks, start
 from dyneq.train.progress import progress_for

@@ -1,22 +1,24 @@
 """Options and output that several commands share."""
 
-import contextlib
+import functools
 import json
-import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from dyneq.cli.options import json_option, progress_display, quiet_option, store_option
+from dyneq.cli.tables import plain
 from dyneq.errors import DyneqError, UsageError
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from dyneq.catalog.resolve import Subject
-    from dyneq.probes.base import Probe, Progress
+    from dyneq.catalog.results import StoredResult
+    from dyneq.catalog.store import Store
+    from dyneq.probes.base import Probe
 
 _COMMON = [
     click.argument("checkpoints", nargs=-1, metavar="[CKPT]..."),
@@ -37,11 +39,14 @@ _COMMON = [
         help="Precision (default: float64; float32 is about twice as fast and resolves residuals to 1e-6).",
     ),
     click.option("--eps", type=float, envvar="DYNEQ_EPS", help="Step of the relaxation (default: the checkpoint's)."),
-    click.option("--json", "as_json", is_flag=True, envvar="DYNEQ_JSON", help="Print one JSON document."),
+    json_option,
     click.option("--out", type=click.Path(path_type=Path), help="Write the dataset: FILE.zarr or FILE.nc."),
     click.option("--plot", type=click.Path(path_type=Path), help="Write the figure: FILE.png, .pdf or .svg."),
+    click.option("--select", metavar="SELECTION", help="Checkpoints of the catalog, as 'run=floss-3 and step>=800'."),
+    store_option,
+    click.option("--force", is_flag=True, help="Measure again even if the store has the result."),
     click.option("--trust", is_flag=True, help="Unpickle whatever a checkpoint holds: it can run any code."),
-    click.option("--quiet", is_flag=True, envvar="DYNEQ_QUIET", help="No progress on standard error."),
+    quiet_option,
 ]
 
 
@@ -74,28 +79,33 @@ def run_probe_command(
     Raises:
         DyneqError: If the only checkpoint, or all of them, failed.
     """
+    from dyneq.catalog.measure import Settings, measure
     from dyneq.catalog.output import DATASET_SUFFIXES, FIGURE_SUFFIXES, check_target
-    from dyneq.catalog.resolve import open_checkpoint, reference_names
+    from dyneq.catalog.store import Store
     from dyneq.probes.registry import get_probe, make_params
 
     probe = get_probe(name)
-    make_params(probe, params)  # a wrong parameter is an error before anything is opened
-    names = list(common["checkpoints"]) or reference_names()
-    if not names:
-        raise UsageError("no checkpoint was named and none are packaged; name a checkpoint file")
+    checked = make_params(probe, params)  # a wrong parameter is an error before anything is opened
+    store = Store(common["store"])
+    settings = Settings(common["batch"], common["eps"], common["dtype"], common["device"])
+    subjects = named_subjects(common["checkpoints"], common["select"], store, common["trust"])
+    names = [given for given, _ in subjects]
     for option, suffixes in (("out", DATASET_SUFFIXES), ("plot", FIGURE_SUFFIXES)):
         for target in _targets(common[option], names, f"--{option}"):
             check_target(target, suffixes, f"--{option}")
     documents, failures = [], []
-    for position, given in enumerate(names):
+    for position, (given, opened) in enumerate(subjects):
         try:
-            subject = open_checkpoint(given, trust=common["trust"])
+            subject = opened()
             with progress_display(subject.name, common["quiet"]) as progress:
-                ds = _measure(probe, subject, params, common, progress)
+                done = measure(subject, probe, checked, settings, store, force=common["force"], progress=progress)
+            ds = done.dataset
             if not common["as_json"]:
                 if position:
                     click.echo()
                 click.echo(show(ds))
+                if done.stored is not None:
+                    click.echo(_where(done.stored, done.found))
             _write(probe, ds, common, names, given)
             held = {key: ds.attrs[key] for key in ("system", "time", "eps", "dtype", "device")}
             documents.append(
@@ -103,9 +113,15 @@ def run_probe_command(
                     "checkpoint": subject.identity(),
                     "system": {**held, "samples": ds.sizes["sample"]},
                     "results": plain(entries(ds)),
+                    "stored": None if done.stored is None else {"id": done.stored.id, "found": done.found},
                     "status": ds.attrs["status"],
                 }
             )
+            if done.unsaved is not None:  # it is printed and written all the same: a finished result is not lost
+                failures.append(done.unsaved)
+                click.echo(
+                    f"dyneq: the result of {subject.name} is above but not in the store: {done.unsaved}", err=True
+                )
         except DyneqError as error:
             if len(names) == 1:
                 raise
@@ -116,44 +132,39 @@ def run_probe_command(
         shared = {"schema": 1, "command": name, "params": plain(params)}
         body = documents[0] if len(names) == 1 else {"checkpoints": documents}
         click.echo(json.dumps({**shared, **body}, allow_nan=False))
+    if failures and len(names) == 1:
+        return 1
     if failures and len(failures) == len(names):
         raise DyneqError(f"none of the {len(names)} checkpoints could be probed; the reasons are above")
     return 3 if failures else 0
 
 
-def _measure(
-    probe: "Probe", subject: "Subject", params: dict[str, Any], common: dict[str, Any], progress: "Progress"
-) -> "xr.Dataset":
-    import torch
+def named_subjects(
+    given: tuple[str, ...], selection: str | None, store: "Store", trust: bool
+) -> list[tuple[str, Callable[[], "Subject"]]]:
+    """Return the name of every subject asked for, and how to open it.
 
-    from dyneq.probes.registry import run_probe
+    Without names and selection: the newest checkpoint of the catalog, and if that is empty, the packaged ones.
 
-    dtype = None if common["dtype"] is None else getattr(torch, common["dtype"])
-    with torch.no_grad():
-        try:
-            system = subject.bind(common["batch"], eps=common["eps"], dtype=dtype, device=common["device"])
-        except (RuntimeError, AssertionError) as error:
-            raise UsageError(
-                f"the device {common['device']!r} cannot be used ({_first_line(error)}); choose cpu or another"
-            ) from error
-    provenance = subject.provenance(common["batch"])
-    # what a user's own system raises in mid-run is not a fault of this program: say what it was, without a traceback
-    expected: tuple[type[Exception], ...] = (RuntimeError, ArithmeticError, MemoryError)
-    if subject.system is not None:
-        expected = (Exception,)
-    try:
-        return run_probe(probe, system, provenance=provenance, progress=progress, **params)
-    except DyneqError:
-        raise
-    except expected as error:
-        raise DyneqError(
-            f"{subject.name} could not be probed: {type(error).__name__}: {_first_line(error)}; check its force, its "
-            "derivatives and the memory at hand"
-        ) from error
+    Raises:
+        UsageError: If names and a selection are given, or the selection is none or chooses none.
+    """
+    from dyneq.catalog import resolve
+    from dyneq.catalog.packaged import reference_names
+
+    if given and selection is not None:
+        raise UsageError("checkpoints are named or selected, not both; leave out the names or --select")
+    if given:
+        return [(n, functools.partial(resolve.open_checkpoint, n, store=store, trust=trust)) for n in given]
+    entries = resolve.default_entries(store) if selection is None else resolve.selected(store, selection)
+    if entries:
+        return [(e.label, functools.partial(resolve.open_entry, e, trust=trust)) for e in entries]
+    return [(n, functools.partial(resolve.open_checkpoint, n, store=store)) for n in reference_names()]
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or ["no message"])[0].rstrip(".")
+def _where(stored: "StoredResult", found: bool) -> str:
+    when = stored.manifest.stored_at[:19].replace("T", " ")
+    return f"  stored result {stored.id} of {when} UTC; --force measures again" if found else f"  stored as {stored.id}"
 
 
 def _targets(pattern: Path | None, names: list[str], option: str) -> list[Path]:
@@ -191,21 +202,6 @@ def _write(probe: "Probe", ds: "xr.Dataset", common: dict[str, Any], names: list
         write_figure(probe.plot(ds), _targets(common["plot"], names, "--plot")[at])
 
 
-@contextlib.contextmanager
-def progress_display(title: str, quiet: bool) -> Iterator["Progress"]:
-    """Show what a probe is doing on standard error, only on a terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda what, share: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
-        task = display.add_task(title, total=1.0)
-        yield lambda what, share: display.update(task, description=f"{title}: {what}", completed=share)
-
-
 def heading(ds: "xr.Dataset") -> str:
     """Return the first line of a printed result: what was measured."""
     a = ds.attrs
@@ -221,12 +217,3 @@ def findings(probe_name: str, ds: "xr.Dataset") -> list[str]:
 
     mark = {"fact": "-", "warning": "!", "undetermined": "?"}
     return [f"  {mark[f.level]} {f.text}" for f in get_probe(probe_name).summary(ds)]
-
-
-def plain(value: Any) -> Any:
-    """Return a value as JSON can hold it: tuples as lists, numbers that are not finite as None."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

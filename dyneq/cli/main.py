@@ -2,33 +2,51 @@
 
 import sys
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import click
 
 from dyneq import __version__
 from dyneq.errors import DyneqError, UsageError, nearest
 
+if TYPE_CHECKING:
+    from dyneq.plugins import Plugin
+
 _COMMANDS = {
     "spectrum": ("dyneq.cli.spectrum:spectrum", "Leading eigenvalues of the relaxation map, with certificates."),
     "root": ("dyneq.cli.root:root", "A fixed point of every sample, also where the relaxation cycles."),
     "train": ("dyneq.cli.train:train", "Train an equilibrium block and keep snapshots."),
+    "run": ("dyneq.cli.run:run", "Run probes over many checkpoints, resumable."),
+    "catalog": ("dyneq.cli.catalog:catalog", "Checkpoints by name: add, list, show, tag, verify, rebuild, gc."),
+    "results": ("dyneq.cli.results:results", "Stored results: list, show, export, diff."),
     "list": ("dyneq.cli.listing:listing", "Probes, estimators, systems and recipes that are installed."),
 }
 
 
+def _probes() -> list["Plugin"]:
+    """Return the declared probes that have no command of their own, without importing them."""
+    from dyneq import plugins  # what finds entry points takes as long to import as all of click
+
+    return [p for p in plugins.declared(plugins.PROBES) if p.name not in _COMMANDS]
+
+
 class LazyGroup(click.Group):
-    """A group that knows its commands by name and imports one when it is called."""
+    """A group that knows its commands by name and imports one when it is called; a declared probe is one as well."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order a newcomer needs them."""
-        return list(_COMMANDS)
+        """Return the names in the order a newcomer needs them, then the probes without a command of their own."""
+        return [*_COMMANDS, *dict.fromkeys(p.name for p in _probes())]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """Import and return a command."""
-        if name not in _COMMANDS:
+        """Import and return a command; for a probe without one, make it from the probe's parameters."""
+        if name in _COMMANDS:
+            module, attribute = _COMMANDS[name][0].split(":")
+            return getattr(import_module(module), attribute)
+        if not any(p.name == name for p in _probes()):
             return None
-        module, attribute = _COMMANDS[name][0].split(":")
-        return getattr(import_module(module), attribute)
+        from dyneq.cli.generic import probe_command
+
+        return probe_command(name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -38,14 +56,23 @@ class LazyGroup(click.Group):
         Raises:
             UsageError: If there is no such command.
         """
-        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
-            raise UsageError(f"there is no command or probe called {args[0]!r}{nearest(args[0], _COMMANDS)}")
+        name = args[0] if args else "-"
+        if name not in _COMMANDS and not name.startswith("-") and name not in (known := self.list_commands(ctx)):
+            raise UsageError(f"there is no command or probe called {name!r}{nearest(name, known)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands without importing them."""
+        """List the commands without importing them, and probes that other packages add under a heading of their own."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+        if probes := _probes():
+            with formatter.section("Further probes"):
+                formatter.write_dl([(p.name, f"From {p.origin}; see dyneq {p.name} --help.") for p in probes])
+
+
+def command_module(name: str) -> str | None:
+    """Return the module of a built-in command, None if there is no such command."""
+    return _COMMANDS[name][0].split(":")[0] if name in _COMMANDS else None
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

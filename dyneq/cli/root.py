@@ -30,10 +30,11 @@ def root(depth: int, starts: tuple[str, ...], explore: bool, seed: int, **common
     params: dict[str, Any] = {"depth": depth, "explore": explore, "seed": seed}
     if starts:
         params["starts"] = starts
-    return run_probe_command("root", params, common, _show, lambda ds: [json_entry(ds)])
+    return run_probe_command("root", params, common, show, lambda ds: [json_entry(ds)])
 
 
-def _show(ds: "xr.Dataset") -> str:
+def show(ds: "xr.Dataset") -> str:
+    """Return a result as it is printed."""
     lines = [heading(ds), "", "  sample  root         residual  start     relaxed state  residual  distance to root"]
     for i in range(ds.sizes["sample"]):
         row = ds.isel(sample=i)

@@ -48,10 +48,11 @@ def spectrum(depths: tuple[int, ...], at: str, method: str, count: int, omega: b
     def entries(ds: "xr.Dataset") -> list[dict[str, Any]]:
         return [json_entry(ds.isel(depth=i)) for i in range(ds.sizes["depth"])]
 
-    return run_probe_command("spectrum", params, common, _show, entries)
+    return run_probe_command("spectrum", params, common, show, entries)
 
 
-def _show(ds: "xr.Dataset") -> str:
+def show(ds: "xr.Dataset") -> str:
+    """Return a result as it is printed."""
     from dyneq.probes.spectrum_json import json_entry
     from dyneq.probes.spectrum_summary import state_label
 

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from dyneq.cli.common import plain
+from dyneq.cli.options import json_option, quiet_option, store_option
+from dyneq.cli.tables import plain
 from dyneq.errors import DyneqError, UsageError
 
 if TYPE_CHECKING:
-    from dyneq.train.loop import Outcome
+    from dyneq.train.loop import Hooks, Outcome
+    from dyneq.train.progress import Progress
     from dyneq.train.recipe import Recipe
 
 RUNS = Path("runs")
@@ -30,8 +32,9 @@ RUNS = Path("runs")
 @click.option("--run", "folder", metavar="DIR", help="Run folder; a bare name is a folder in runs/.")
 @click.option("--resume", metavar="RUN", help="Continue this run folder where it stopped, bit for bit.")
 @click.option("--device", default="cpu", show_default=True, envvar="DYNEQ_DEVICE", help="Where to train.")
-@click.option("--quiet", is_flag=True, envvar="DYNEQ_QUIET", help="No progress.")
-@click.option("--json", "as_json", is_flag=True, envvar="DYNEQ_JSON", help="Print one JSON document.")
+@store_option
+@quiet_option
+@json_option
 def train(
     recipe: str | None,
     data: str | None,
@@ -43,10 +46,11 @@ def train(
     folder: str | None,
     resume: str | None,
     device: str,
+    store: str | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Train a small equilibrium block on text, keeping snapshots and a log in a run folder.
+    """Train a small equilibrium block on text: snapshots and log in a run folder, names in the catalog.
 
     \b
     dyneq train --recipe default --gradient bptt60 --steps 200
@@ -65,15 +69,15 @@ def train(
     from dyneq.train.recipe import load_recipe
 
     _check_device(device)
-    hooks = loop.Hooks(progress=progress_for(quiet or as_json))
+    progress = progress_for(quiet or as_json)
     path = None if resume is None else _folder(resume)
     try:
         if path is not None:
-            outcome = loop.resume(path, device=device, hooks=hooks)
+            outcome = loop.resume(path, device=device, hooks=_hooks(path, store, progress))
         else:
             resolved = load_recipe(recipe, [*assignments, *overrides])
             path = _folder(folder or _default_name(recipe, resolved))
-            outcome = loop.start(resolved, path, device=device, hooks=hooks)
+            outcome = loop.start(resolved, path, device=device, hooks=_hooks(path, store, progress))
     except KeyboardInterrupt:
         if path is not None and path.is_dir():
             click.echo(f"continue with --resume {path}", err=True)
@@ -81,6 +85,18 @@ def train(
     _report(outcome, as_json)
     if outcome.ending is not loop.Ending.COMPLETED:
         raise DyneqError(outcome.sentence)
+
+
+def _hooks(path: Path, store: str | None, progress: "Progress") -> "Hooks":
+    """Return what the run is given: its progress, and the catalog as the place its snapshots are told to."""
+    from dyneq.catalog.checkpoints import snapshot_sink
+    from dyneq.catalog.store import Store
+    from dyneq.train.loop import Hooks
+
+    def complain(sentence: str) -> None:
+        click.echo(f"dyneq: {sentence}", err=True)
+
+    return Hooks(sink=snapshot_sink(Store(store), path.absolute().name, complain), progress=progress)
 
 
 def _overrides(

@@ -1,0 +1,83 @@
+"""One task of a sweep, as a worker process does it: one probe on one checkpoint, into the store."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker is told; plain values only, so that it travels to any process.
+
+    Attributes:
+        name: What the checkpoint is called in tables.
+        path: Its file, absolute.
+        sha256: The digest it must have.
+        probe: Name of the probe.
+        params: Its parameters.
+        store: Folder of the store, absolute; the cluster's workers must see both under the same names.
+        batch: How many samples; all if None.
+        eps: Step size; the checkpoint's own if None.
+        dtype: Precision; float64 if None.
+        device: Torch device; the CPU if None.
+        force: Measure again even if there is a result.
+        trust: Unpickle whatever the checkpoint holds.
+    """
+
+    name: str
+    path: str
+    sha256: str
+    probe: str
+    params: dict[str, Any] = field(default_factory=dict)
+    store: str = ".dyneq"
+    batch: int | None = None
+    eps: float | None = None
+    dtype: str | None = None
+    device: str | None = None
+    force: bool = False
+    trust: bool = False
+
+
+@dataclass(frozen=True)
+class Done:
+    """A task whose result is in the store.
+
+    Attributes:
+        result: Identifier of the stored result.
+        found: Whether it was there already.
+        seconds: Time the task took.
+    """
+
+    result: str
+    found: bool
+    seconds: float
+
+
+def perform(task: Task) -> Done:
+    """Do one task.
+
+    Raises:
+        DyneqError: If the checkpoint is gone, damaged or another, the probe fails, or the result cannot be stored.
+    """
+    from dyneq.catalog.measure import Settings, measure
+    from dyneq.catalog.names import Entry
+    from dyneq.catalog.resolve import open_entry
+    from dyneq.catalog.store import Store
+    from dyneq.probes.registry import get_probe, make_params
+
+    begun = time.perf_counter()
+    entry = Entry(task.sha256, "", task.name, 0, Path(task.path), 0, None)
+    probe = get_probe(task.probe)
+    done = measure(
+        open_entry(entry, trust=task.trust),
+        probe,
+        make_params(probe, task.params),
+        Settings(task.batch, task.eps, task.dtype, task.device),
+        Store(task.store),
+        force=task.force,
+    )
+    if done.unsaved is not None:
+        raise done.unsaved
+    assert done.stored is not None  # a checkpoint has a digest
+    return Done(done.stored.id, done.found, time.perf_counter() - begun)

@@ -109,6 +109,21 @@ class Checkpoint:
         return block.bind(evaluation.tokens.to(device), evaluation.targets.to(device), eps=eps)
 
 
+def block_of_kind(kind: str) -> Any:
+    """Return the class of a kind of block, as its entry point declares it, with its ``Config``.
+
+    Raises:
+        UsageError: If there is none, or it is no block.
+    """
+    found = plugins.load("dyneq.systems", kind, "kind of block")
+    if not (isinstance(found, type) and issubclass(found, EquilibriumBlock) and hasattr(found, "Config")):
+        raise UsageError(
+            f"the entry point {kind!r} of dyneq.systems should be an EquilibriumBlock with a Config, but is {found!r}; "
+            "name a kind that `dyneq list systems` shows"
+        )
+    return found
+
+
 def build_block(config: object) -> EquilibriumBlock:
     """Return an untrained block of a stored configuration.
 
@@ -121,7 +136,7 @@ def build_block(config: object) -> EquilibriumBlock:
             "write the checkpoint with dyneq.save_checkpoint"
         )
     try:
-        block_type = plugins.load("dyneq.systems", config["kind"], "kind of block")
+        block_type = block_of_kind(config["kind"])
         return block_type(block_type.Config.model_validate(config))
     except (ValidationError, UsageError, MemoryError, RuntimeError) as error:
         problem = str(error)
@@ -144,6 +159,17 @@ def load_weights(block: EquilibriumBlock, weights: object) -> None:
     Raises:
         DyneqError: If names or shapes differ from the block's, or a weight is not finite.
     """
+    checked = check_weights(block, weights)
+    # the stored precision, so that a round trip loses nothing
+    block.to(next(iter(checked.values())).dtype).load_state_dict(checked)
+
+
+def check_weights(block: EquilibriumBlock, weights: object) -> dict[str, Tensor]:
+    """Return a stored state dict that fits a block; the block may be one without memory, on torch's meta device.
+
+    Raises:
+        DyneqError: If names or shapes differ from the block's, or a weight is not finite.
+    """
     if not isinstance(weights, dict) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()
     ):
@@ -162,6 +188,12 @@ def load_weights(block: EquilibriumBlock, weights: object) -> None:
             f"the checkpoint's weights should be dense floating tensors of one dtype, but are of "
             f"{', '.join(sorted(map(str, dtypes)))}; save the model in one precision"
         )
+    for name, weight in weights.items():
+        if weight.numel() * weight.element_size() > weight.untyped_storage().nbytes():
+            raise DyneqError(
+                f"the weight {name!r} of shape {list(weight.shape)} stores fewer values than it has; save it as a "
+                "contiguous tensor"
+            )
     for name, expected in own.items():
         if weights[name].shape != expected.shape:
             raise DyneqError(
@@ -174,4 +206,4 @@ def load_weights(block: EquilibriumBlock, weights: object) -> None:
                 f"the weight {name!r} holds {bad} NaN or infinite values out of {expected.numel()}: the training "
                 "had already broken when it was saved; take an earlier snapshot"
             )
-    block.to(dtypes.pop()).load_state_dict(weights)  # the stored precision, so that a round trip loses nothing
+    return weights

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dyneq.errors import DyneqError
 from dyneq.files import write_atomically
-from dyneq.systems.checkpoint import FORMAT, Checkpoint, EvaluationBatch, build_block, load_weights
+from dyneq.systems.checkpoint import FORMAT, Checkpoint, EvaluationBatch, build_block, check_weights, load_weights
 from dyneq.systems.vocabulary import CharacterVocabulary
 
 REQUIRED = ("format", "config", "tokenizer", "step", "metrics", "recipe", "model", "evaluation")
@@ -96,8 +96,8 @@ def load_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
     try:
         held = _read_safetensors(data) if path.suffix == ".safetensors" else _read_pt(data, trust)
         checkpoint = _assemble(held)
-    except DyneqError as error:
-        raise DyneqError(f"{path}: {error}") from None
+    except DyneqError as error:  # which may show a value of the file that prints in many lines
+        raise DyneqError(f"{path}: {' '.join(str(error).split())}") from None
     checkpoint.path, checkpoint.name = path, path.stem
     checkpoint.sha256 = hashlib.sha256(data).hexdigest()
     return checkpoint
@@ -246,9 +246,11 @@ def _assemble(held: object) -> Checkpoint:
             f"{'a mapping without a format' if isinstance(held, dict) else type(held).__name__}; "
             "write it with dyneq.save_checkpoint"
         )
-    if held["format"] != FORMAT:
+    found = held["format"]
+    if not isinstance(found, str) or found != FORMAT:
+        shown = repr(found[:80]) if isinstance(found, str) else type(found).__name__
         raise DyneqError(
-            f"this version reads the checkpoint format {FORMAT!r}, but the file has {held['format']!r}; "
+            f"this version reads the checkpoint format {FORMAT!r}, but the file has {shown}; "
             "update dyneq, or save the checkpoint again"
         )
     missing = [key for key in REQUIRED if key not in held]
@@ -262,6 +264,7 @@ def _assemble(held: object) -> Checkpoint:
         raise DyneqError(
             "the checkpoint's step should be an integer and its metrics and recipe mappings; save it again"
         )
+    _check_outline(held["config"], held["model"])
     block = build_block(held["config"])
     load_weights(block, held["model"])
     vocabulary = CharacterVocabulary.from_plain(held["tokenizer"])
@@ -281,6 +284,20 @@ def _assemble(held: object) -> Checkpoint:
     return Checkpoint(
         block, vocabulary, evaluation, held["step"], dict(held["metrics"]), dict(held["recipe"]), training
     )
+
+
+def _check_outline(config: object, model: object) -> None:
+    """Compare names and shapes before any memory is taken for the block: a small file can describe a huge one.
+
+    Raises:
+        DyneqError: If the weights do not fit the config.
+    """
+    try:
+        with torch.device("meta"):
+            outline = build_block(config)
+    except DyneqError:
+        return  # a block that only exists with memory, or none at all, as building it for good will tell
+    check_weights(outline, model)
 
 
 def _evaluation(plain: Any) -> EvaluationBatch:

@@ -65,7 +65,8 @@ class CharacterVocabulary:
             DyneqError: If the values are not those of a character vocabulary.
         """
         if not isinstance(plain, dict) or plain.get("kind") != cls.kind or not isinstance(plain.get("symbols"), str):
-            kind = plain.get("kind") if isinstance(plain, dict) else type(plain).__name__
+            kind = plain.get("kind") if isinstance(plain, dict) else None
+            kind = kind[:80] if isinstance(kind, str) else type(plain if kind is None else kind).__name__
             raise DyneqError(
                 f"the checkpoint's tokenizer should be of kind {cls.kind!r} with its symbols, but is {kind!r}; "
                 "save the checkpoint again with a tokenizer this version knows"

@@ -20,7 +20,13 @@ _EXPORTS = {
     "find_root": "dyneq.dynamics.roots",
     "Linearization": "dyneq.dynamics.linearization",
     "open_checkpoint": "dyneq.catalog.resolve",
+    "measure": "dyneq.catalog.measure",
+    "open_result": "dyneq.catalog.opening",
+    "open_results": "dyneq.catalog.opening",
+    "Store": "dyneq.catalog.store",
     "run_probe": "dyneq.probes.registry",
+    "plot": "dyneq.probes.registry",
+    "summary": "dyneq.probes.registry",
 }
 
 __all__ = ["__version__", *_EXPORTS]

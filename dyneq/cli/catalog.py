@@ -82,7 +82,7 @@ def add(
 @limit_option
 @store_option
 @json_option
-def listing(selection: str | None, limit: int, store: str | None, as_json: bool) -> None:
+def listing(selection: str | None, limit: int | None, store: str | None, as_json: bool) -> None:
     """List checkpoints, the newest last."""
     from dyneq.catalog import query
     from dyneq.catalog.store import Store
@@ -93,10 +93,10 @@ def listing(selection: str | None, limit: int, store: str | None, as_json: bool)
         f"{'c.metrics' if as_json else 'c.metrics ->> ' + _LOSS + ' AS val'}"
     )
     order = "c.added_at DESC, c.step DESC, c.sha256"
-    home = Store(store)
+    home, most = Store(store), tables.most(limit, as_json)
     with home.reading() as index:
-        rows = [] if index is None else query.select(index, "checkpoints", selection, brief, order, limit or None)
-        more = 0 if index is None or not limit or len(rows) < limit else query.count(index, "checkpoints", selection)
+        rows = [] if index is None else query.select(index, "checkpoints", selection, brief, order, most or None)
+        more = 0 if index is None or not most or len(rows) < most else query.count(index, "checkpoints", selection)
     rows.reverse()
     if as_json:
         keys = ("sha256", "run", "name", "step", "added_at", "bytes", "made_by")

@@ -79,7 +79,7 @@ def run_probe_command(
     Raises:
         DyneqError: If the only checkpoint, or all of them, failed.
     """
-    from dyneq.catalog.measure import Settings, measure
+    from dyneq.catalog.measure import measure
     from dyneq.catalog.output import DATASET_SUFFIXES, FIGURE_SUFFIXES, check_target
     from dyneq.catalog.store import Store
     from dyneq.probes.registry import get_probe, make_params
@@ -87,7 +87,7 @@ def run_probe_command(
     probe = get_probe(name)
     checked = make_params(probe, params)  # a wrong parameter is an error before anything is opened
     store = Store(common["store"])
-    settings = Settings(common["batch"], common["eps"], common["dtype"], common["device"])
+    settings = {key: common[key] for key in ("batch", "eps", "dtype", "device", "force")}
     subjects = named_subjects(common["checkpoints"], common["select"], store, common["trust"])
     names = [given for given, _ in subjects]
     for option, suffixes in (("out", DATASET_SUFFIXES), ("plot", FIGURE_SUFFIXES)):
@@ -98,7 +98,7 @@ def run_probe_command(
         try:
             subject = opened()
             with progress_display(subject.name, common["quiet"]) as progress:
-                done = measure(subject, probe, checked, settings, store, force=common["force"], progress=progress)
+                done = measure(subject, probe, checked, store=store, progress=progress, **settings)
             ds = done.dataset
             if not common["as_json"]:
                 if position:
@@ -129,7 +129,7 @@ def run_probe_command(
             click.echo(f"dyneq: {error}", err=True)
             documents.append({"checkpoint": {"name": given}, "results": [], "status": f"failed: {error}"})
     if common["as_json"]:
-        shared = {"schema": 1, "command": name, "params": plain(params)}
+        shared = {"schema": 1, "command": name, "params": plain(checked.model_dump(mode="json"))}
         body = documents[0] if len(names) == 1 else {"checkpoints": documents}
         click.echo(json.dumps({**shared, **body}, allow_nan=False))
     if failures and len(names) == 1:

@@ -15,7 +15,7 @@ select_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, envvar="DYNEQ_JSON", help="Print one JSON document.")
 quiet_option = click.option("--quiet", is_flag=True, envvar="DYNEQ_QUIET", help="No progress on standard error.")
 limit_option = click.option(
-    "--limit", type=click.IntRange(0), default=0, help="Only so many, the newest (default: all)."
+    "--limit", type=click.IntRange(0), help="So many of the newest; 0: all (default: 100, and all with --json)."
 )
 
 

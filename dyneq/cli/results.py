@@ -27,7 +27,7 @@ def results() -> None:
 @limit_option
 @store_option
 @json_option
-def listing(selection: str | None, limit: int, store: str | None, as_json: bool) -> None:
+def listing(selection: str | None, limit: int | None, store: str | None, as_json: bool) -> None:
     """List results, the newest last."""
     from dyneq.catalog import query
     from dyneq.catalog.index import RESULT
@@ -35,11 +35,11 @@ def listing(selection: str | None, limit: int, store: str | None, as_json: bool)
 
     keys = [key for key in RESULT if key not in ("key", "serial", "manifest")]
     brief = ", ".join(f"r.{key}" for key in keys)
-    home = Store(store)
+    home, most = Store(store), tables.most(limit, as_json)
     with home.reading() as index:
         order = "r.stored_at DESC, r.id"
-        rows = [] if index is None else query.select(index, "results", selection, brief, order, limit or None)
-        more = 0 if index is None or not limit or len(rows) < limit else query.count(index, "results", selection)
+        rows = [] if index is None else query.select(index, "results", selection, brief, order, most or None)
+        more = 0 if index is None or not most or len(rows) < most else query.count(index, "results", selection)
     rows.reverse()
     if as_json:
         shown = [{**{key: row[key] for key in keys}, "params": json.loads(row["params"])} for row in rows]

@@ -68,7 +68,8 @@ def run(
     from dyneq.catalog.store import Store
 
     home = Store(store)
-    with _pool(workers or 1, scheduler, threads) as pool:  # first: the workers import while the tasks are prepared
+    # the pool comes first: its workers import while the tasks are prepared
+    with _pool(1 if workers is None else workers, scheduler, threads) as pool:
         for notice in pool.notices:
             click.echo(f"dyneq: {notice}", err=True)
         from dyneq.catalog.sweep import plan

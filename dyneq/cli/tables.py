@@ -15,8 +15,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         head: Headings.
         rows: Cells, as many as headings in every row; control characters are shown as escapes.
     """
-    shown = [[_visible(cell) for cell in row] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(head, *shown, strict=True)]
+    shown = [row if "".join(row).isprintable() else [_visible(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(head, *shown, strict=True)]
     form = "  ".join(f"{{:<{width}}}" for width in widths)
     return "\n".join(form.format(*row).rstrip() for row in [head, *shown])
 
@@ -38,6 +38,11 @@ def size(count: int) -> str:
 def moment(stamp: str) -> str:
     """Return a kept time (ISO, UTC) to the second."""
     return stamp[:19].replace("T", " ")
+
+
+def most(limit: int | None, as_json: bool) -> int:
+    """Return how many rows a list shows, 0 for all: a screen has an end, a program wants everything."""
+    return (0 if as_json else 100) if limit is None else limit
 
 
 def tell_more(shown: int, total: int) -> None:

@@ -98,4 +98,7 @@ def describe(error: ValidationError) -> str:
 
 
 def _load(name: str) -> type[Estimator]:
-    return plugins.load(GROUP, name, "gradient estimator")
+    found = plugins.load(GROUP, name, "gradient estimator")
+    if not (isinstance(found, type) and issubclass(found, Estimator)):
+        raise UsageError(f"the entry point {name!r} of {GROUP} should be an Estimator subclass, but is {found!r}")
+    return found

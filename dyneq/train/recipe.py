@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from dyneq import plugins
 from dyneq.errors import DyneqError, UsageError, nearest
 from dyneq.gradients import registry
+from dyneq.systems.checkpoint import block_of_kind
 
 RECIPES = "dyneq.train.recipes"
 DEFAULT_GRADIENT = "adjoint"
@@ -233,7 +233,7 @@ def _gradient_table(value: object) -> dict[str, Any]:
 
 def _block(values: dict[str, Any], origin: str) -> dict[str, Any]:
     kind = values.get("kind", "thick")
-    config = plugins.load("dyneq.systems", kind, "kind of block").Config
+    config = block_of_kind(kind).Config
     fields = config.model_fields.keys() - {"vocabulary"}
     for key in values:
         if key not in fields:

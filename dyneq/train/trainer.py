@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dyneq import plugins
 from dyneq.dynamics.relax import relax
 from dyneq.errors import DyneqError
 from dyneq.gradients import registry
 from dyneq.gradients.base import Gradient, Grouped
 from dyneq.systems.block import EquilibriumBlock
-from dyneq.systems.checkpoint import Checkpoint
+from dyneq.systems.checkpoint import Checkpoint, block_of_kind
 from dyneq.train.data import Corpus
 from dyneq.train.log import Record
 from dyneq.train.penalties import Penalty, combine
@@ -63,7 +62,7 @@ class Trainer:
         self.metrics: dict[str, Any] = {}
 
     def _new_block(self) -> EquilibriumBlock:
-        kind = plugins.load("dyneq.systems", self.recipe.block["kind"], "kind of block")
+        kind = block_of_kind(self.recipe.block["kind"])
         config = kind.Config(vocabulary=len(self.corpus.vocabulary), **self.recipe.block)
         return kind(config, torch.Generator().manual_seed(self.recipe.run.seed))
 

@@ -67,8 +67,13 @@ class Toy(Probe):
         return xr.Dataset(
             {
                 "value": (("depth", "sample"), values, {"units": "1/time", "long_name": "a value"}),
-                "mu": ("sample", mu), "good": ("sample", np.arange(len(z)) > 0), "word": ("sample", np.array(["x"] * len(z), dtype=object)),
-                "total": 2.5, "given": params.model_dump_json(), "day": np.datetime64("2026-01-02", "ns"), "none": ("other", np.zeros(0)),
+                "mu": ("sample", mu),
+                "good": ("sample", np.arange(len(z)) > 0),
+                "word": ("sample", np.array(["x"] * len(z), dtype=object)),
+                "total": 2.5,
+                "given": params.model_dump_json(),
+                "day": np.datetime64("2026-01-02", "ns"),
+                "none": ("other", np.zeros(0)),
             },
             {"depth": list(params.depth), "sample": np.arange(len(z))},
             {"array": np.array([1.0, np.inf])},

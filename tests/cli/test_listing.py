@@ -8,7 +8,7 @@ import pytest
 
 from dyneq import plugins
 from dyneq.gradients.adjoint import AdjointParams
-from dyneq.probes.root import RootParams
+from dyneq.probes.root import RootParams, RootProbe
 from dyneq.systems.thick import ThickConfig
 
 BROKEN = {
@@ -79,7 +79,7 @@ def test_probes(dyneq_run):
     root = listed(dyneq_run, "probes")["root"]
     assert root["distribution"] == {"name": "dyneq", "version": version("dyneq")}
     assert root["value"] == "dyneq.probes.root:RootProbe"
-    assert root["version"] == 1
+    assert root["version"] == RootProbe.version
     assert root["needs"] == []
     assert root["error"] is None
     parameters = {p["name"]: p for p in root["parameters"]}
@@ -92,7 +92,7 @@ def test_probes(dyneq_run):
     assert parameters["starts"]["default"] == ["relaxed", "mean", "initial", "random"]
     code, out, err = dyneq_run("list", "probes")
     assert (code, err) == (0, "")
-    assert f"root (version 1)  from dyneq {version('dyneq')}, dyneq.probes.root:RootProbe" in out
+    assert f"root (version {RootProbe.version})  from dyneq {version('dyneq')}, dyneq.probes.root:RootProbe" in out
     assert "needs: nothing but a force" in out
     assert parameters["depth"]["description"] in out
 

@@ -27,7 +27,7 @@ LEADING_FIELDS = {"mu", "multiplier", "modulus", "sample", "token", "residual", 
 
 def test_json_document_has_the_fields_of_the_design(ckpt, dyneq_json):
     document = dyneq_json("spectrum", ckpt, "--depth", 30, "--depth", 90, "--count", 3)
-    assert {"schema", "command", "checkpoint", "system", "params", "results", "status"} == set(document)
+    assert {"schema", "command", "checkpoint", "system", "params", "results", "stored", "status"} == set(document)
     assert document["system"] == {
         "system": "ThickBlock", "time": "flow", "eps": 0.1, "dtype": "float64", "device": "cpu", "samples": 4,
     }  # fmt: skip
@@ -344,7 +344,7 @@ def test_help_and_unknown_commands_do_not_import_torch():
         "import sys; from dyneq.cli.main import run; code = run(sys.argv[1:]);"
         "print('torch' in sys.modules, 'xarray' in sys.modules, code)"
     )
-    for args in (["--help"], ["spectrum", "--help"], ["nonsense"], ["list", "probes"]):
+    for args in (["--help"], ["spectrum", "--help"], ["nonsense"], ["list", "recipes"]):
         done = subprocess.run([sys.executable, "-c", program, *args], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1].startswith("False False"), args
 

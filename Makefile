@@ -27,6 +27,8 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/spectrum.py
+	$(BIN)/python benchmarks/catalog.py
+	$(BIN)/python benchmarks/workers.py
 
 reference: $(READY)
 	$(BIN)/python -m dyneq.train.reference

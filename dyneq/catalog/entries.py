@@ -84,7 +84,15 @@ class Record:
         return replace(self, places=(*(p for p in self.places if p.run != place.run), place))
 
     def to_json(self) -> bytes:
-        """Return the text of the record's file."""
+        """Return the text of the record's file.
+
+        Raises:
+            DyneqError: If a field is not of its type.
+        """
+        try:
+            self._require_types()
+        except ValueError as error:
+            raise DyneqError(f"the checkpoint {self.sha256[:12]} cannot be recorded ({error}); correct that") from None
         held = {
             "format": FORMAT,
             "sha256": self.sha256,
@@ -108,11 +116,19 @@ class Record:
             if held["sha256"] != sha256:
                 raise ValueError("it is the record of another checkpoint")
             places = tuple(Place(**place) for place in held["places"])
-            return cls(sha256, Content(**held["content"]), places, frozenset(held["tags"]))
-        except (ValueError, KeyError, TypeError) as error:
+            record = cls(sha256, Content(**held["content"]), places, frozenset(held["tags"]))
+            record._require_types()
+            return record
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DyneqError(
                 f"the checkpoint record {sha256[:12]} cannot be read ({error}); add the checkpoint again"
             ) from None
+
+    def _require_types(self) -> None:
+        for part in (self, self.content, *self.places):
+            canonical.require_types(part)
+        if not all(type(tag) is str for tag in self.tags):
+            raise ValueError("a tag should be str")
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the index's rows, one a place."""

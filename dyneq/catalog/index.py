@@ -120,26 +120,45 @@ class Index:
             raise DyneqError(f"there is no index {self.path}; run `dyneq catalog rebuild`")
         # no implicit transactions: each one is opened below, taking the write lock at once
         db = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
-        db.execute("PRAGMA synchronous = FULL")
-        self._require_version(db)
+        try:
+            db.execute("PRAGMA synchronous = FULL")
+            self._require_version(db)
+        except BaseException:
+            db.close()
+            raise
         return db
 
     def _connect_readonly(self) -> sqlite3.Connection:
         db = self._open(self.path)
         try:
             self._require_version(db)
-        except sqlite3.OperationalError as error:
+        except BaseException as error:
             db.close()
-            if "readonly" not in str(error) and "unable to open" not in str(error):
+            no_room = ("readonly", "unable to open", "disk I/O", "full")
+            if not isinstance(error, sqlite3.OperationalError) or not any(word in str(error) for word in no_room):
                 raise
-            # a write-ahead log in a folder that cannot be written: read a copy of both, so that no row is missed
+            return self._connect_to_copy()
+        return db
+
+    def _connect_to_copy(self) -> sqlite3.Connection:
+        """Read where nothing can be written beside the index: a copy of it and its log, so that no row is missed."""
+        try:
             self._copy = tempfile.TemporaryDirectory(prefix="dyneq-index-")
             for suffix in ("", "-wal"):
                 source = self.path.with_name(self.path.name + suffix)
                 if source.exists():
                     shutil.copyfile(source, Path(self._copy.name) / source.name)
-            db = self._open(Path(self._copy.name) / self.path.name)
+        except OSError as error:
+            raise DyneqError(
+                f"the index {self.path} cannot be read ({error.strerror or error}); make room in the folder for "
+                "temporary files, or get permission to read it"
+            ) from error
+        db = self._open(Path(self._copy.name) / self.path.name)
+        try:
             self._require_version(db)
+        except BaseException:
+            db.close()
+            raise
         return db
 
     @staticmethod
@@ -246,5 +265,12 @@ class Index:
 
 
 def plain(row: sqlite3.Row) -> dict[str, Any]:
-    """Return a row as a dictionary, its documents as plain values."""
-    return {key: json.loads(row[key]) if key in DOCUMENTS else row[key] for key in row.keys()}  # noqa: SIM118
+    """Return a row as a dictionary, its documents as plain values.
+
+    Raises:
+        DyneqError: If they are damaged.
+    """
+    try:
+        return {key: json.loads(row[key]) if key in DOCUMENTS else row[key] for key in row.keys()}  # noqa: SIM118
+    except (TypeError, ValueError) as error:
+        raise DyneqError(f"the index is damaged ({error}); run `dyneq catalog rebuild`") from None

@@ -53,7 +53,15 @@ class Manifest:
         return sum(size for size, _ in self.files.values())
 
     def to_json(self) -> bytes:
-        """Return the text of the manifest's file, which ends with a digest of the rest."""
+        """Return the text of the manifest's file, which ends with a digest of the rest.
+
+        Raises:
+            DyneqError: If a field is not of its type.
+        """
+        try:
+            self._require_types()
+        except ValueError as error:
+            raise DyneqError(f"the result of {self.name!r} cannot be stored ({error}); correct that") from None
         held = {"format": FORMAT, **asdict(self)}
         return canonical.dumps({**held, "sha256": canonical.digest(held)}).encode() + b"\n"
 
@@ -65,8 +73,8 @@ class Manifest:
             Damaged: If there is none, it is damaged, or it was written by a newer version.
         """
         try:
-            if folder.is_symlink() or folder.parent.is_symlink():
-                raise ValueError("its folder is a link, and a result never leaves its store")
+            if any(path.is_symlink() for path in (folder.parent, folder, folder / NAME, folder / DATA)):
+                raise ValueError("part of its path is a link, and a result never leaves its store")
             held = json.loads((folder / NAME).read_bytes())
             if not isinstance(held, dict):
                 raise ValueError("it is no mapping")
@@ -81,13 +89,20 @@ class Manifest:
             held["request"] = Request(**held["request"])
             held["files"] = {name: (size, sha256) for name, (size, sha256) in held["files"].items()}
             manifest = cls(**held)
+            manifest._require_types()
             for name in manifest.files:
                 _require_inside(name)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, DyneqError) as error:
             raise Damaged(_sentence(folder, f"its manifest cannot be read ({error})")) from None
         if manifest.id != folder.name or manifest.request.probe != folder.parent.name:
             raise Damaged(_sentence(folder, f"its manifest is that of {manifest.request.probe}/{manifest.id}"))
         return manifest
+
+    def _require_types(self) -> None:
+        canonical.require_types(self)
+        canonical.require_types(self.request)
+        if not all(type(size) is int and type(sha256) is str for size, sha256 in self.files.values()):
+            raise ValueError("a size or hash of its files is none")
 
     def row(self) -> dict[str, Any]:
         """Return the index's row."""
@@ -108,7 +123,10 @@ class Manifest:
         Raises:
             Damaged: If not.
         """
-        found = dict(walk(folder / DATA))
+        try:
+            found = dict(walk(folder / DATA))
+        except OSError as error:
+            raise Damaged(_sentence(folder, f"its files cannot be read ({error.strerror or error})")) from None
         if missing := sorted(self.files.keys() - found.keys()):
             raise Damaged(_sentence(folder, f"{missing[0]} and {len(missing) - 1} more of its files are missing"))
         if extra := sorted(found.keys() - self.files.keys()):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from dyneq.catalog.netcdf import read_netcdf, write_netcdf
 from dyneq.errors import DyneqError, UsageError
 
 if TYPE_CHECKING:
@@ -52,16 +53,9 @@ def write_dataset(ds: xr.Dataset, path: Path) -> None:
         DyneqError: If it cannot be written; nothing is left behind then.
     """
     if path.suffix == ".zarr":
-        _whole(path, lambda target: _to_zarr(ds, target))
+        write_whole(path, lambda target: _to_zarr(ds, target))
         return
-    try:
-        import h5netcdf  # noqa: F401
-        import h5py  # noqa: F401
-    except ImportError:
-        raise DyneqError(
-            "netCDF output needs the packages h5netcdf and h5py; install dyneq[netcdf], or write .zarr instead"
-        ) from None
-    _whole(path, lambda target: _real(ds).to_netcdf(target, engine="h5netcdf"))
+    write_whole(path, lambda target: write_netcdf(ds, target))
 
 
 def read_dataset(path: Path) -> xr.Dataset:
@@ -73,17 +67,11 @@ def read_dataset(path: Path) -> xr.Dataset:
     try:
         if path.suffix == ".zarr":
             return xr.open_zarr(path, consolidated=False).load()
-        ds = xr.open_dataset(path, engine="h5netcdf").load()
+        return read_netcdf(path)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise DyneqError(
             f"{path} cannot be read as a result ({error}); name a .zarr or .nc that dyneq wrote"
         ) from error
-    for name in [str(n).removesuffix("_real") for n in ds.variables if str(n).endswith("_real")]:
-        if f"{name}_imag" in ds:
-            attributes = ds[f"{name}_real"].attrs
-            joined = (ds[f"{name}_real"] + 1j * ds[f"{name}_imag"]).assign_attrs(attributes)
-            ds = ds.drop_vars([f"{name}_real", f"{name}_imag"]).assign({name: joined})
-    return ds
 
 
 def _to_zarr(ds: xr.Dataset, target: Path) -> None:
@@ -100,11 +88,19 @@ def write_figure(figure: "Figure", path: Path) -> None:
     Raises:
         DyneqError: If it cannot be written; nothing is left behind then.
     """
-    _whole(path, lambda target: figure.savefig(target, dpi=150, format=path.suffix[1:]))
+    write_whole(path, lambda target: figure.savefig(target, dpi=150, format=path.suffix[1:]))
 
 
-def _whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Write to a temporary name beside ``path`` and rename, so that an interruption leaves nothing behind."""
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Write to a temporary name beside ``path`` and rename, so that an interruption leaves nothing behind.
+
+    Args:
+        path: The file or folder to be written.
+        write: Writes it at the path it is given.
+
+    Raises:
+        DyneqError: If it cannot be written, or ``path`` exists by then.
+    """
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
     try:
         write(temporary)
@@ -118,17 +114,3 @@ def _whole(path: Path, write: Callable[[Path], None]) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
-
-
-def _real(ds: xr.Dataset) -> xr.Dataset:
-    """Return the dataset with each complex variable as two real ones, ``_real`` and ``_imag``, and no booleans."""
-    out = ds.copy()
-    for name in map(str, ds.variables):
-        variable = ds[name]
-        if variable.dtype.kind == "c":
-            out = out.drop_vars(name)
-            for part in ("real", "imag"):
-                out[f"{name}_{part}"] = getattr(variable, part).assign_attrs(variable.attrs)
-        elif variable.dtype.kind == "b":
-            out[name] = variable.astype("int8").assign_attrs(variable.attrs)
-    return out

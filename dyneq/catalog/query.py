@@ -4,7 +4,7 @@ import sqlite3
 from dataclasses import dataclass
 
 from dyneq.catalog.index import Index
-from dyneq.catalog.selection import Expression, fields, parse
+from dyneq.catalog.selection import Expression, fields, parse, parse_field
 from dyneq.catalog.selection_sql import Column, Schema, to_sql
 from dyneq.errors import UsageError, nearest
 
@@ -106,13 +106,13 @@ def _require_fields(index: Index, entry: _Table, expression: Expression) -> None
     if not index.rows(f"SELECT 1 FROM {entry.source} LIMIT 1"):
         return
     for name in fields(expression):
-        root, _, rest = entry.schema.aliases.get(name, name).partition(".")
-        if root in entry.schema.columns:
+        root, *rest = parse_field(entry.schema.aliases.get(name, name)).segments
+        if not rest and root in entry.schema.columns:
             continue
-        document, path = (root, rest) if root in entry.schema.documents and rest else ("metrics", root)
+        document, path = (root, rest[0]) if root in entry.schema.documents and rest else ("metrics", root)
         held = f"SELECT DISTINCT j.key FROM {entry.source}, json_each({entry.schema.documents[document]}) j LIMIT 1000"
         known = [str(row[0]) for row in index.rows(held)]
-        if path.partition(".")[0] not in known:
+        if path not in known:
             bare = document == "metrics" and root != "metrics"
             close = nearest(path, [*known, *entry.schema.columns] if bare else known)
             raise UsageError(f"no {entry.what} has a field or metric {name!r}{close}")

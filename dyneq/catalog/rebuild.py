@@ -29,7 +29,7 @@ class Rebuilt:
 
 
 def rebuild(store: Store, only_if_missing: bool = False) -> Rebuilt:
-    """Make the index again; it replaces the old one as a whole when it is complete.
+    """Make the index again, all of it or nothing: a kill leaves the old one, or none, which the next command makes.
 
     Args:
         store: The store.
@@ -41,14 +41,34 @@ def rebuild(store: Store, only_if_missing: bool = False) -> Rebuilt:
     with store.alone():
         if only_if_missing and store.index_file.exists():
             return Rebuilt(0, 0)
-        draft = store.index_file.with_name(f".{store.index_file.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            done = fill(store, draft)
-            _retire(store.index_file)
-            draft.replace(store.index_file)
-        finally:
-            for suffix in ("", "-wal", "-shm"):
-                draft.with_name(draft.name + suffix).unlink(missing_ok=True)
+        return _refill(store) or _replace(store)
+
+
+def _refill(store: Store) -> Rebuilt | None:
+    """Fill an undamaged index again in one transaction, under readers that go on; None if it is damaged or missing."""
+    try:
+        with Index(store.index_file) as index:
+            if index.problems():
+                return None
+            with index.transaction():
+                index.clear()
+                return _fill(store, index)
+    except DyneqError:
+        return None
+
+
+def _replace(store: Store) -> Rebuilt:
+    draft = store.index_file.with_name(f".{store.index_file.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        done = fill(store, draft)
+        # the database goes first: without its write-ahead log it would show an older state, and a new database must
+        # not meet an old log
+        for suffix in ("", "-wal", "-shm"):
+            store.index_file.with_name(store.index_file.name + suffix).unlink(missing_ok=True)
+        draft.replace(store.index_file)
+    finally:
+        for suffix in ("", "-wal", "-shm"):
+            draft.with_name(draft.name + suffix).unlink(missing_ok=True)
     return done
 
 
@@ -58,27 +78,25 @@ def fill(store: Store, draft: Path) -> Rebuilt:
     Raises:
         DyneqError: If it cannot be written.
     """
-    checkpoints, results, left_out = 0, 0, []
     with Index.create(draft) as index, index.transaction():
-        for record in records(store):
-            if isinstance(record, Record):
-                put_record(index, record)
-                checkpoints += 1
-            else:
-                left_out.append(str(record))
-        for manifest in manifests(store):
-            if isinstance(manifest, Manifest):
-                index.put("results", manifest.row())
-                results += 1
-            else:
-                left_out.append(str(manifest))
+        return _fill(store, index)
+
+
+def _fill(store: Store, index: Index) -> Rebuilt:
+    checkpoints, results, left_out = 0, 0, []
+    for record in records(store):
+        if isinstance(record, Record):
+            put_record(index, record)
+            checkpoints += 1
+        else:
+            left_out.append(str(record))
+    for manifest in manifests(store):
+        if isinstance(manifest, Manifest):
+            index.put("results", manifest.row())
+            results += 1
+        else:
+            left_out.append(str(manifest))
     return Rebuilt(checkpoints, results, left_out)
-
-
-def _retire(index_file: Path) -> None:
-    """Remove what belongs to an index about to be replaced: a new database must not meet an old write-ahead log."""
-    for suffix in ("-wal", "-shm"):
-        index_file.with_name(index_file.name + suffix).unlink(missing_ok=True)
 
 
 def records(store: Store) -> Iterator[Record | DyneqError]:

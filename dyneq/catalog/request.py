@@ -34,4 +34,4 @@ class Request:
     @functools.cached_property
     def key(self) -> str:
         """SHA-256 of the request."""
-        return canonical.digest(asdict(self))
+        return canonical.digest(asdict(self) | {"eps": None if self.eps is None else float(self.eps)})

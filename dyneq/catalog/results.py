@@ -1,6 +1,8 @@
 """The result store: results are written once, whole, and found again."""
 
+import contextlib
 import errno
+import math
 import os
 import re
 import shutil
@@ -57,7 +59,7 @@ class StoredResult:
         self.manifest.check_files(self.folder)
         try:
             return read_zarr(VerifiedStore(self.folder, self.folder / DATA, self.manifest.files), chunks)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             raise Damaged(
                 f"the stored result {self.id} cannot be opened ({error}); compute it again with --force"
             ) from error
@@ -90,12 +92,21 @@ def open_stored(store: Store, probe: str, identifier: str) -> StoredResult:
 def find(store: Store, request: Request) -> StoredResult | None:
     """Return the newest result of a request, None if there is none.
 
+    A complete result that is not in the index, because its writer was killed before its last step, is put there.
+
     Raises:
         Damaged: If there is one, but it is damaged.
     """
     with store.reading() as index:
         rows = [] if index is None else index.rows(NEWEST, (request.key,))
-    return open_stored(store, rows[0]["probe"], rows[0]["id"]) if rows else None
+    if rows:
+        return open_stored(store, rows[0]["probe"], rows[0]["id"])
+    orphan = result_folder(store, request.probe, f"{request.key[:SHORT]}-1")
+    earlier = _same(orphan, request) if orphan.is_dir() else None
+    if earlier is not None:
+        with contextlib.suppress(DyneqError), store.writing() as index, index.transaction():  # as far as one may write
+            index.put("results", earlier.manifest.row())
+    return earlier
 
 
 #: Probe and identifier of the newest result of a key.
@@ -126,6 +137,12 @@ def put(
     result_folder(
         store, request.probe, f"{request.key[:SHORT]}-1"
     )  # a wrong name is an error before anything is written
+    try:
+        duration = float(ds.attrs.get("duration_s", 0.0))
+    except (TypeError, ValueError):
+        duration = math.nan
+    if math.isnan(duration):
+        raise DyneqError(f"the attribute duration_s of a result should be seconds, not {ds.attrs['duration_s']!r}")
     with store.writing() as index:
         draft = store.scratch / uuid.uuid4().hex
         try:
@@ -140,7 +157,7 @@ def put(
                 step=step,
                 status=str(ds.attrs.get("status", "")),
                 stored_at=datetime.now(UTC).isoformat(timespec="microseconds"),
-                duration=float(ds.attrs.get("duration_s", 0.0)),
+                duration=duration,
                 files=files,
             )
             stored = _place(store, draft, manifest, force)
@@ -164,7 +181,7 @@ def _place(store: Store, draft: Path, manifest: Manifest, force: bool) -> Stored
         try:
             os.rename(draft, folder)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
         else:
             sync(home)

@@ -49,9 +49,11 @@ class Store:
         marker = self.root / "store.json"
         try:
             found = json.loads(marker.read_bytes()) if marker.exists() else None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DyneqError(f"{marker} cannot be read ({error}), so {self.root} is no usable store") from None
         if found is None:
+            if self.root.is_dir() and self._strangers() and marker.exists():
+                return self._check()  # another process has made the store in between
             if self.root.exists() and (not self.root.is_dir() or self._strangers()):
                 raise DyneqError(
                     f"{self.root} is no store (no store.json in it) and is not empty; name a store, or a new folder"
@@ -67,7 +69,13 @@ class Store:
     def _strangers(self) -> bool:
         """Return whether the folder holds what no half-made store does: making one can be killed before its marker."""
         own = {".lock", ".turn", "checkpoints", "files", "results", ".tmp"}
-        return any(entry.name not in own and not entry.name.startswith(".store.json.") for entry in self.root.iterdir())
+        try:
+            names = os.listdir(self.root)
+        except OSError as error:
+            raise DyneqError(
+                f"the folder {self.root} cannot be read ({error.strerror or error}); name another"
+            ) from None
+        return any(name not in own and not name.startswith(".store.json.") for name in names)
 
     @property
     def exists(self) -> bool:
@@ -92,10 +100,13 @@ class Store:
             DyneqError: If the store cannot be written.
         """
         self._create()
-        if not self.index_file.exists():
+        while True:
+            with self._guard(), locks.shared(self.root):
+                if self.index_file.exists():  # asked under the lock: nobody can take it away now
+                    with Index(self.index_file) as index:
+                        yield index
+                    return
             self._restore_index()
-        with self._guard(), locks.shared(self.root), Index(self.index_file) as index:
-            yield index
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -130,11 +141,15 @@ class Store:
         rebuild(self, only_if_missing=True)
 
     def _create(self) -> None:
-        if self.exists:
+        # some tools that copy folders leave out the empty ones
+        folders = (self.root, self.checkpoints, self.files, self.results, self.scratch)
+        if self.exists and all(folder.is_dir() for folder in folders):
             return
         with self._guard():
-            for folder in (self.root, self.checkpoints, self.files, self.results, self.scratch):
+            for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
+            if self.exists:
+                return
             # the same bytes whoever writes them, so that several processes may make one store together
             write_atomically(self.root / "store.json", json.dumps({"format": FORMAT}).encode() + b"\n")
 

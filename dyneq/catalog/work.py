@@ -60,21 +60,21 @@ def perform(task: Task) -> Done:
     Raises:
         DyneqError: If the checkpoint is gone, damaged or another, the probe fails, or the result cannot be stored.
     """
-    from dyneq.catalog.measure import Settings, measure
+    from dyneq.catalog.measure import measure
     from dyneq.catalog.names import Entry
     from dyneq.catalog.resolve import open_entry
-    from dyneq.catalog.store import Store
-    from dyneq.probes.registry import get_probe, make_params
 
     begun = time.perf_counter()
     entry = Entry(task.sha256, "", task.name, 0, Path(task.path), 0, None)
-    probe = get_probe(task.probe)
     done = measure(
         open_entry(entry, trust=task.trust),
-        probe,
-        make_params(probe, task.params),
-        Settings(task.batch, task.eps, task.dtype, task.device),
-        Store(task.store),
+        task.probe,
+        task.params,
+        batch=task.batch,
+        eps=task.eps,
+        dtype=task.dtype,
+        device=task.device,
+        store=task.store,
         force=task.force,
     )
     if done.unsaved is not None:

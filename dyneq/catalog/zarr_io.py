@@ -64,7 +64,7 @@ def write_zarr(ds: xr.Dataset, target: Path) -> None:
 
 
 def read_zarr(store: Path | LocalStore, chunks: Any = None) -> xr.Dataset:
-    """Open a dataset that :func:`write_zarr` wrote, lazily: numbers are read when they are used, text and times at once.
+    """Open what :func:`write_zarr` wrote, lazily: numbers are read when they are used, text and times at once.
 
     Args:
         store: A folder, or a zarr store.
@@ -113,7 +113,8 @@ def _require_name(name: Any, what: str) -> None:
     usable = isinstance(name, str) and name not in ("", ".", "..", "zarr.json") and not name.startswith("__")
     if not usable or any(c in "/\\" or not c.isprintable() for c in name) or len(name.encode()) > 200:
         raise DyneqError(
-            f"the {what} {name!r} cannot be stored under that name; use 1 to 200 printable characters without / and \\"
+            f"the {what} {name!r} cannot be stored under that name; use 1 to 200 printable characters, no / or \\ and "
+            "no __ at the start"
         )
 
 

@@ -1,11 +1,21 @@
-"""What a probe is: a named, versioned measurement of a system that returns an xarray dataset."""
+"""What a probe is: a named, versioned measurement of a system that returns an xarray dataset.
+
+Its dataset says of every data variable
+
+- ``long_name`` and ``units``;
+- ``ancillary_variables``: the name of the variable that holds its error bar, an absolute half-width in the same units
+  that broadcasts to it, NaN where it is not known;
+- ``role``, where it is no measured value: :data:`COST`, :data:`CERTIFICATE` or :data:`EXACT`.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from dyneq.errors import UsageError
@@ -16,6 +26,13 @@ if TYPE_CHECKING:
 
 #: Told what is being done and how far it is (0 to 1).
 Progress = Callable[[str, float], None]
+
+#: ``role`` of what a result took: seconds, products. It differs from run to run and means nothing for the result.
+COST = "cost"
+#: ``role`` of what tells how far other variables can be trusted: residuals, conditions.
+CERTIFICATE = "certificate"
+#: ``role`` of flags, labels and counts kept as floating point numbers: any difference is a real one.
+EXACT = "exact"
 
 
 def silent(what: str, share: float) -> None:
@@ -76,6 +93,19 @@ class Probe(ABC):
     def plot(self, ds: xr.Dataset, ax: Any = None) -> "Figure":
         """Draw a result and return the figure; ``ax`` (one, or a sequence where it has several) if given."""
 
+    def match(self, a: xr.Dataset, b: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+        """Return two results of this probe on the same coordinates, so that they can be compared entry by entry.
+
+        By default :func:`align`. A probe some of whose dimensions are mere ranks pairs their entries here. What has no
+        counterpart is left out, and the attribute ``unmatched`` of each dataset returned says how many entries along
+        which dimension.
+
+        Args:
+            a: A result of this probe.
+            b: Another one.
+        """
+        return align(a, b)
+
     def check(self, system: System) -> None:
         """Verify that a system has what this probe needs.
 
@@ -88,3 +118,90 @@ class Probe(ABC):
             raise UsageError(
                 f"the probe {self.name!r} needs a block that is causal over tokens, but {system.name} is not"
             )
+
+
+def annotate(ds: xr.Dataset, *, bars: Mapping[str, str], roles: Mapping[str, str]) -> xr.Dataset:
+    """Return a dataset whose variables name their error bars and roles.
+
+    Args:
+        ds: A result.
+        bars: From a variable to the one that holds its error bar; left out where one of them is not in the dataset.
+        roles: From a variable to :data:`COST`, :data:`CERTIFICATE` or :data:`EXACT`.
+    """
+    for name, bar in bars.items():
+        if name in ds.data_vars and bar in ds.data_vars:
+            ds[name].attrs["ancillary_variables"] = bar
+    for name, role in roles.items():
+        if name in ds.data_vars:
+            ds[name].attrs["role"] = role
+    return ds
+
+
+def align(a: xr.Dataset, b: xr.Dataset, exclude: Collection[str] = ()) -> tuple[xr.Dataset, xr.Dataset]:
+    """Return two datasets with the entries that both have along every dimension they share.
+
+    Args:
+        a: A dataset.
+        b: Another one.
+        exclude: Dimensions left as they are.
+
+    Returns:
+        Both, with the attribute ``unmatched``: how many entries along each dimension were left out of it.
+
+    Raises:
+        UsageError: If a dimension without coordinates has different lengths, or one with coordinates has nothing in
+            common.
+    """
+    shared = [str(d) for d in a.dims if d in b.dims and d not in exclude]
+    for dim in shared:
+        if (dim in a.indexes) != (dim in b.indexes):
+            raise UsageError(f"the dimension {dim!r} has coordinates in only one of the results; compare results alike")
+        if dim in a.indexes:
+            repeated = not (a.indexes[dim].is_unique and b.indexes[dim].is_unique)
+            if repeated and not a.indexes[dim].equals(b.indexes[dim]):
+                raise UsageError(f"coordinates along {dim!r} are repeated and differ, so its entries cannot be paired")
+        elif a.sizes[dim] != b.sizes[dim]:
+            raise UsageError(
+                f"the dimension {dim!r} has no coordinates and {a.sizes[dim]} entries in one result but "
+                f"{b.sizes[dim]} in the other; compare results of the same shape"
+            )
+    first, second = xr.align(a, b, join="inner", copy=False, exclude=frozenset(exclude))
+    for dim in shared:
+        if a.sizes[dim] and b.sizes[dim] and not first.sizes[dim]:
+            raise UsageError(
+                f"the results have no {dim} in common ({_few(a, dim)} and {_few(b, dim)}), so nothing can be compared; "
+                f"compare results that share some"
+            )
+    return tuple(  # type: ignore[return-value]
+        now.assign_attrs(unmatched={d: n for d in shared if (n := before.sizes[d] - now.sizes[d])})
+        for before, now in ((a, first), (b, second))
+    )
+
+
+def require(ds: xr.Dataset, names: Collection[str], what: str) -> None:
+    """Verify that a dataset is a whole result, with the variables that tell its entries apart.
+
+    Raises:
+        UsageError: If one is missing.
+    """
+    for name in names:
+        if name not in ds.variables:
+            raise UsageError(
+                f"a result of the {what} should have the variable {name!r}, but has none; use whole results"
+            )
+
+
+def _few(ds: xr.Dataset, dim: str) -> str:
+    values = [str(v) for v in ds[dim].values[:3]]
+    return ", ".join(values) + (", ..." if ds.sizes[dim] > 3 else "")
+
+
+def least_cost_pairs(cost: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the rows and columns paired so that the sum of their costs is least; as many as the shorter side has.
+
+    Args:
+        cost: ``[rows, columns]``, finite.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    return linear_sum_assignment(cost)

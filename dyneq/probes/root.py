@@ -12,7 +12,19 @@ from dyneq.dynamics.residuals import least_size, relative_size
 from dyneq.dynamics.roots import STARTS, STEEP, Roots, Start, find_root
 from dyneq.dynamics.substitution import GUESSES
 from dyneq.dynamics.trajectory import Recorder
-from dyneq.probes.base import Finding, Params, Probe, Progress, silent
+from dyneq.probes.base import (
+    CERTIFICATE,
+    EXACT,
+    Finding,
+    Params,
+    Probe,
+    Progress,
+    align,
+    annotate,
+    least_cost_pairs,
+    require,
+    silent,
+)
 from dyneq.systems.protocol import System
 
 
@@ -29,7 +41,7 @@ class RootProbe(Probe):
     """Roots F(z) = 0 by Newton's method, with the start each came from and the distance to the relaxed state."""
 
     name = "root"
-    version = 1
+    version = 2
     Params: ClassVar[type[Params]] = RootParams
 
     def run(self, system: System, params: RootParams, progress: Progress = silent) -> xr.Dataset:
@@ -44,6 +56,21 @@ class RootProbe(Probe):
         ds = _dataset(system, roots)
         progress("done", 1.0)
         return ds
+
+    def match(self, a: xr.Dataset, b: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+        """Return two results on the same samples, further roots of a sample paired by their distance."""
+        for ds in (a, b):
+            require(ds, ("other_sample", "other_distance"), "root probe")
+        a, b = align(a, b, exclude=("other",))
+        rows: list[int] = []
+        columns: list[int] = []
+        for sample in np.unique(a["other_sample"].values):
+            first, second = (np.flatnonzero(ds["other_sample"].values == sample) for ds in (a, b))
+            distances = (a["other_distance"].values[first, None], b["other_distance"].values[None, second])
+            i, j = least_cost_pairs(np.abs(np.subtract(*distances)))
+            rows += first[i].tolist()
+            columns += second[j].tolist()
+        return _further(a, rows), _further(b, columns)
 
     def summary(self, ds: xr.Dataset) -> list[Finding]:
         """Return how many roots were found, which relaxations miss theirs, and what to beware of."""
@@ -89,6 +116,11 @@ class RootProbe(Probe):
         return ax.figure
 
 
+def _further(ds: xr.Dataset, which: list[int]) -> xr.Dataset:
+    left = {**ds.attrs["unmatched"], "other": ds.sizes["other"] - len(which)}
+    return ds.isel(other=which).assign_attrs(unmatched=left)
+
+
 def _dataset(system: System, roots: Roots) -> xr.Dataset:
     relaxation = roots.relaxation
     assert relaxation is not None
@@ -119,6 +151,12 @@ def _dataset(system: System, roots: Roots) -> xr.Dataset:
         "distance": per_sample(
             np.where(found, distance.cpu().double().numpy(), np.nan), "distance of the relaxed state from the root", "1"
         ),
+        "distance_error": per_sample(
+            np.where(found, _distance_error(distance, roots).cpu().double().numpy(), np.nan),
+            "estimate of the error of the distance by the correction of the root; by tokens without the errors that "
+            "are passed on from token to token",
+            "1",
+        ),
         "failed_token": per_sample(roots.failed_token.numpy(), "first token without a root, -1 if none"),
         "degenerate": per_sample(
             roots.degenerate.cpu().double().numpy(),
@@ -145,7 +183,22 @@ def _dataset(system: System, roots: Roots) -> xr.Dataset:
             {"long_name": f"guess the token's root came from ({meaning}; -1: no root)", "units": ""},
         )
     ds = xr.Dataset(variables, {"sample": np.arange(len(roots.status))})
-    return ds.assign_attrs(root_tol=roots.tol)
+    return annotate(ds, bars={"distance": "distance_error"}, roles=_ROLES).assign_attrs(root_tol=roots.tol)
+
+
+def _distance_error(distance: torch.Tensor, roots: Roots) -> torch.Tensor:
+    """Return how far the distance moves when the root moves by its correction, and by the rounding of both states.
+
+    The root is in the numerator and in the norm that divides it.
+    """
+    moved = roots.correction + torch.finfo(roots.z.dtype).eps
+    return torch.where(moved < 1, moved * (1 + distance) / (1 - moved), torch.nan)
+
+
+_ROLES = {
+    **dict.fromkeys(("force_residual", "correction", "relaxed_force_residual", "other_force_residual"), CERTIFICATE),
+    "degenerate": EXACT,
+}
 
 
 def _finite(value: Any) -> float | None:

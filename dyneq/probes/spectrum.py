@@ -19,6 +19,9 @@ from dyneq.dynamics.trajectory import Recorder
 from dyneq.linalg.lanczos import extremal_symmetric
 from dyneq.linalg.targets import CriticalStep, LargestModulus, Rightmost, Target, critical_step
 from dyneq.probes.base import Finding, Params, Probe, Progress, silent
+from dyneq.probes.spectrum_attributes import describe
+from dyneq.probes.spectrum_errors import add_errors
+from dyneq.probes.spectrum_match import match_spectra
 from dyneq.probes.spectrum_summary import summarize
 from dyneq.systems.protocol import System, Time
 
@@ -60,7 +63,7 @@ class SpectrumProbe(Probe):
     """Leading eigenvalues mu of J = dF/dz and multipliers 1 + eps mu, at relaxed states or at the root."""
 
     name = "spectrum"
-    version = 1
+    version = 2
     Params: ClassVar[type[Params]] = SpectrumParams
 
     def run(self, system: System, params: SpectrumParams, progress: Progress = silent) -> xr.Dataset:
@@ -82,7 +85,11 @@ class SpectrumProbe(Probe):
         progress("done", 1.0)
         ds = xr.concat(entries, dim="depth", join="outer", combine_attrs="drop_conflicts")
         # the reading of a result depends on these, so it carries them even before it is stamped
-        return _describe(ds).assign_attrs(eps=system.eps, time=str(system.time))
+        return describe(ds).assign_attrs(eps=system.eps, time=str(system.time))
+
+    def match(self, a: xr.Dataset, b: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+        """Return two spectra on the same coordinates, modes paired by address and then by least distance."""
+        return match_spectra(a, b)
 
     def summary(self, ds: xr.Dataset) -> list[Finding]:
         """Return the reading of each state: how far it is from a fixed point, and what its leading pairs say."""
@@ -156,13 +163,15 @@ def _measure(system: System, state: State, params: SpectrumParams) -> xr.Dataset
     )
     ds = ds.assign(_per_block(spectrum, targets, index.numpy(), samples))
     ds = ds.assign(_modes(spectrum, system.eps, index.numpy()))
-    ds = _derive(ds, system)
+    ds = add_errors(_derive(ds, system), system)
     matvecs = spectrum.matvecs
     if params.numerical_abscissa:
         symmetric = linearization.symmetric()
         before = symmetric.products
         omega = extremal_symmetric(symmetric, "largest", 1, generator=generator, tol=1e-6)
-        for name, values in (("numerical_abscissa", omega.values), ("numerical_abscissa_error", omega.residual)):
+        # until it has converged it is near some eigenvalue, not known to be the largest
+        error = np.where(omega.converged, omega.residual, np.nan)
+        for name, values in (("numerical_abscissa", omega.values), ("numerical_abscissa_error", error)):
             filled = np.full(samples, np.nan)
             filled[index.numpy()] = values[:, 0]
             ds[name] = (("depth", "sample"), filled[None])
@@ -187,6 +196,8 @@ def _per_block(
             values = np.full(shape, fill)
             values[index] = np.where(best >= 0, getattr(spectrum.pairs, part)[best], fill)
             variables[f"{name}_{part}"] = (dims, values[None])
+        error = variables[f"{name}_residual"][1] * variables[f"{name}_condition"][1]
+        variables[f"{name}_error"] = (dims, error)
     return variables
 
 
@@ -198,6 +209,7 @@ def _modes(spectrum: LeadingSpectrum, eps: float, index: NDArray[np.int64]) -> d
         "mu": pairs.mu,
         "multiplier": 1 + eps * pairs.mu,
         "modulus": np.abs(1 + eps * pairs.mu),
+        "multiplier_error": eps * pairs.residual * pairs.condition,
         "mode_sample": np.array([index[s] for s, _ in address], dtype=np.float64),
         "mode_token": np.array([-1 if t is None else t for _, t in address], dtype=np.float64),
         "residual": pairs.residual,
@@ -222,57 +234,4 @@ def _derive(ds: xr.Dataset, system: System) -> xr.Dataset:
     step = xr.apply_ufunc(lambda mu: critical_step(np.asarray(mu, dtype=np.complex128)), ds["critical_mu"])
     # defined only where the flow itself is stable
     ds["critical_eps"] = step.min(over).where(ds["abscissa"] < 0)
-    return ds
-
-
-_ATTRIBUTES = {
-    "force_residual": ("norm(F)/norm(z) of the state", "1/time"),
-    "step_residual": ("eps norm(F)/norm(z); not evidence of convergence", "1"),
-    "status": ("how the state was reached", ""),
-    "start": ("what the state was reached from", ""),
-    "pairs_converged": ("1 where the most wanted pairs of every block converged, else 0: numbers are unsure", ""),
-    "abscissa": ("max Re mu of the sample", "1/time"),
-    "spectral_radius": ("max abs(1 + eps mu) of the sample", "1"),
-    "critical_eps": (
-        "step above which Euler amplifies a mode of a stable flow; NaN where the flow is unstable",
-        "time",
-    ),
-    "numerical_abscissa": ("largest eigenvalue of (J + J^T)/2, whole sample: initial growth, not stability", "1/time"),
-    "numerical_abscissa_error": (
-        "rigorous distance of the numerical abscissa to an eigenvalue of (J + J^T)/2",
-        "1/time",
-    ),
-    "mu": ("leading eigenvalues of J", "1/time"),
-    "multiplier": ("1 + eps mu", "1"),
-    "modulus": ("abs(1 + eps mu)", "1"),
-    "mode_sample": ("sample of the pair", ""),
-    "mode_token": ("token of the pair; -1 for whole samples", ""),
-    "residual": ("norm(J v - mu v), norm(v) = 1: a backward error", "1/time"),
-    "condition": ("1/abs(w^H v) of the block; NaN where no left vector converged", "1"),
-    "error": ("residual times condition: first-order estimate of the error of mu", "1/time"),
-    "converged": ("1 where the residual is within the solver's tolerance, 0 where not", ""),
-    "method": ("blocks and solver", ""),
-    "matvecs": ("products with the batched Jacobian or its transpose", ""),
-    "seconds": ("time spent at this state", "s"),
-}
-_PARTS = {
-    "mu": ("eigenvalue", "1/time"),
-    "residual": ("residual of the pair", "1/time"),
-    "condition": ("condition of the pair", "1"),
-    "converged": ("1 where the pair converged, 0 where not", ""),
-}
-_TARGETS = {"largest": "largest multiplier", "rightmost": "largest real part", "critical": "smallest critical step"}
-
-
-def _describe(ds: xr.Dataset) -> xr.Dataset:
-    """Attach long_name and units to every variable."""
-    for name in ds.data_vars:
-        target, _, part = str(name).partition("_")
-        if name in _ATTRIBUTES:
-            long_name, units = _ATTRIBUTES[str(name)]
-        else:
-            what, units = _PARTS[part]
-            long_name = f"{what} with the {_TARGETS[target]} in each block"
-        ds[name].attrs.update(long_name=long_name, units=units)
-    ds["depth"].attrs.update(long_name="relaxation depth; -1 at the root", units="steps")
     return ds

@@ -90,3 +90,15 @@ def test_figure_has_one_point_a_sample():
     assert points == ds.sizes["sample"]
     assert np.isfinite(ds["distance"]).all()
     assert dyneq.__version__ == ds.attrs["creation_library_version"]
+
+
+def test_distance_has_an_error_bar_that_holds():
+    """In single precision, against the known root 2 and the state that was reached."""
+    system = from_ode(lambda z: 2.0 - z, torch.ones(1, 4, dtype=torch.float32), eps=0.1)
+    ds = run_probe("root", system, depth=10)
+    z = relax(system, 10).z.double()
+    exact = float(torch.linalg.vector_norm(z - 2) / torch.linalg.vector_norm(torch.full((1, 4), 2.0, dtype=F64)))
+    assert ds["distance"].attrs["ancillary_variables"] == "distance_error"
+    assert abs(float(ds["distance"][0]) - exact) <= float(ds["distance_error"][0]) < 1e-5
+    lost = run_probe("root", from_ode(lambda z: 1 + z**2, torch.zeros(2, 1, dtype=F64), eps=0.01), depth=10)
+    assert np.isnan(lost["distance_error"]).all()

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from matplotlib.figure import Figure
 
 import dyneq
@@ -16,6 +17,8 @@ from dyneq.errors import DyneqError, UsageError
 from dyneq.linalg.targets import LargestModulus
 from dyneq.probes.base import Probe
 from dyneq.probes.registry import get_probe, make_params, run_probe
+from dyneq.probes.spectrum import _derive
+from dyneq.probes.spectrum_errors import add_errors
 from dyneq.probes.spectrum_json import json_entry
 from dyneq.systems import analytic
 from dyneq.systems.adapters import from_ode
@@ -343,3 +346,86 @@ def test_params_are_immutable():
     params = make_params(get_probe("spectrum"), {})
     with pytest.raises(Exception, match="frozen"):
         params.count = 3
+
+
+def test_error_bars_are_named_and_have_the_units_of_what_they_belong_to():
+    ds = run_probe("spectrum", block(), depth=(50,))
+    with_bars = {"mu", "multiplier", "modulus", "largest_mu", "rightmost_mu", "critical_mu", "abscissa"}
+    with_bars |= {"spectral_radius", "critical_eps", "numerical_abscissa"}
+    assert {n for n, v in ds.data_vars.items() if "ancillary_variables" in v.attrs} == with_bars
+    for name in with_bars:
+        bar = ds[ds[name].attrs["ancillary_variables"]]
+        assert bar.attrs["units"] == ds[name].attrs["units"], name
+        assert set(bar.dims) <= set(ds[name].dims), name
+        assert (bar.values[np.isfinite(bar.values)] >= 0).all(), name
+    assert {ds[n].attrs["role"] for n in ("seconds", "matvecs")} == {"cost"}
+
+
+def test_single_precision_lies_within_its_error_bars():
+    """Against double precision at the very state that single precision reached."""
+    single = block(seed=5, samples=6).block.float().bind(block(seed=5, samples=6).tokens)
+    a = run_probe("spectrum", single, depth=(400,))
+    double = block(seed=5, samples=6)
+    exact = torch.linalg.eigvals(Linearization(double, relaxed(single).double()).token_blocks()).numpy()
+    eps = 0.1
+    expected = {
+        "abscissa": exact.real.max((1, 2)),
+        "spectral_radius": np.abs(1 + eps * exact).max((1, 2)),
+        "critical_eps": (-2 * (1 / exact).real).min((1, 2)),
+    }
+    for name, values in expected.items():
+        error, bar = np.abs(a[name].values[0] - values), a[f"{name}_error"].values[0]
+        assert (error <= 4 * bar).all(), (name, error / bar)  # first order, and the products' own rounding
+        assert (bar < 1e-4 * (1 + np.abs(values))).all(), "useful, not only safe"
+
+
+def relaxed(system):
+    from dyneq.dynamics.relax import relax
+
+    return relax(system, 400).z
+
+
+def planted(mu, error, converged=1.0, system=None):
+    """One sample with the given eigenvalue in each token's block, the same for every target."""
+    system = system or linear([[-1.0]])
+    shape = ("depth", "sample", "token")
+    ds = xr.Dataset()
+    for target in ("largest", "rightmost", "critical"):
+        ds[f"{target}_mu"] = (shape, np.array([[mu]], dtype=complex))
+        ds[f"{target}_error"] = (shape, np.array([[error]], dtype=float))
+        ds[f"{target}_converged"] = (shape, np.broadcast_to(np.asarray(converged, dtype=float), (1, 1, len(mu))).copy())
+    return add_errors(_derive(ds.assign(), system), system)
+
+
+def test_the_block_with_the_larger_error_may_decide():
+    ds = planted([-1.0, -1.5], [0.01, 0.75])
+    # the second block reaches -0.75, above the first's -1 by 0.25; downwards the first holds it
+    assert ds["abscissa_error"].item() == pytest.approx(0.25, rel=1e-12)
+    # multipliers 0.9 +- 0.001 and 0.85 +- 0.075
+    assert ds["spectral_radius_error"].item() == pytest.approx(0.1 * 0.75 - 0.05, rel=1e-12)
+
+
+def test_critical_step_error_against_the_worst_over_the_discs():
+    mu, error = [-1.0 + 2.0j, -0.5 - 0.3j], [1e-4, 2e-3]
+    ds = planted(mu, error)
+    circle = np.exp(1j * np.linspace(0, 2 * np.pi, 721))
+    steps = [-2 * (1 / (m + e * circle)).real for m, e in zip(mu, error, strict=True)]
+    middle = min(-2 * (1 / m).real for m in mu)
+    worst = max(middle - min(s.min() for s in steps), min(s.max() for s in steps) - middle)
+    assert worst <= ds["critical_eps_error"].item() <= 1.01 * worst
+
+
+@pytest.mark.parametrize(
+    ("error", "converged"), [([0.01, np.nan], 1.0), ([0.01, 0.01], [1.0, 0.0]), ([np.nan, np.nan], 1.0)]
+)
+def test_a_block_of_unknown_error_leaves_the_sample_without_bars(error, converged):
+    ds = planted([-1.0, -5.0], error, converged)
+    for name in ("abscissa", "spectral_radius", "critical_eps"):
+        assert np.isfinite(ds[name]).all()
+        assert np.isnan(ds[f"{name}_error"]).all(), name
+
+
+def test_critical_step_of_a_flow_that_may_be_unstable_has_no_bar():
+    assert np.isnan(planted([-0.01], [0.02])["critical_eps_error"]).all()
+    assert np.isnan(planted([0.5], [0.02])["critical_eps_error"]).all()
+    assert np.isfinite(planted([-0.01], [0.005])["critical_eps_error"]).all()

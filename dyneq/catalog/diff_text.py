@@ -60,18 +60,14 @@ def lines(comparison: "Comparison") -> list[str]:
     for dim, (first, second) in comparison.unmatched.items():
         if first or second:
             out.append(f"without a counterpart along {dim}: {first} of the first, {second} of the second result")
-    titles = {
-        "measured": "measured values",
-        "exact": "flags, counts and text",
-        "certificate": "residuals, conditions and error bars (not judged)",
-        "cost": "cost (not judged)",
-    }
-    for kind, title in titles.items():
-        rows = [r for r in comparison.rows if r.kind == kind]
-        if rows:
-            out += ["", title, *_table(rows, bars=kind == "measured")]
-            for row in rows:
+    for kind, title in (("measured", "measured values"), ("exact", "flags, counts and text")):
+        rows = sorted((r for r in comparison.rows if r.kind == kind), key=_order)
+        shown = [r for r in rows if kind == "measured" or r.moved or r.nan_in_one]
+        if shown:
+            out += ["", title, *_table(shown, bars=kind == "measured")]
+            for row in shown:
                 out += [f"  {row.name}: {e.a!r} became {e.b!r} at {_place(e.at)}" for e in row.examples]
+    out += ["", *_in_brief(comparison)]
     for title, names in (
         ("only in the first result", comparison.only_a),
         ("only in the second result", comparison.only_b),
@@ -83,6 +79,27 @@ def lines(comparison: "Comparison") -> list[str]:
         width = max(map(len, comparison.parameters))
         pairs = comparison.parameters.items()
         out += ["", "parameters that differ", *(f"  {name:<{width}}  {a!r} | {b!r}" for name, (a, b) in pairs)]
+    return out
+
+
+def _order(row: Row) -> tuple[float, float, str]:
+    """Order what moved most first, and the rest by name."""
+    ratio, largest = (0.0 if e is None or math.isnan(e.value) else e.value for e in (row.ratio, row.largest))
+    return -ratio, -largest, row.name
+
+
+def _in_brief(comparison: "Comparison") -> list[str]:
+    """Return one line for each kind of variable that is equal or not judged; the JSON document has them all."""
+    out = []
+    equal = [r for r in comparison.rows if r.kind == "exact" and not (r.moved or r.nan_in_one)]
+    if equal:
+        out.append(f"{len(equal)} flags, counts and texts are equal")
+    titles = {"certificate": "residuals, conditions and error bars", "cost": "costs"}
+    for kind, title in titles.items():
+        rows = [r for r in comparison.rows if r.kind == kind]
+        if rows:
+            differing = sum(r.equal != r.compared or bool(r.nan_in_one) for r in rows)
+            out.append(f"{differing} of {len(rows)} {title} differ, which is not judged")
     return out
 
 

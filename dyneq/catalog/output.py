@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import xarray as xr
 
 from dyneq.catalog.netcdf import read_netcdf, write_netcdf
+from dyneq.catalog.zarr_io import read_zarr, write_zarr
 from dyneq.errors import DyneqError, UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def write_dataset(ds: xr.Dataset, path: Path) -> None:
         DyneqError: If it cannot be written; nothing is left behind then.
     """
     if path.suffix == ".zarr":
-        write_whole(path, lambda target: _to_zarr(ds, target))
+        write_whole(path, lambda target: write_zarr(ds, target))
         return
     write_whole(path, lambda target: write_netcdf(ds, target))
 
@@ -66,20 +66,12 @@ def read_dataset(path: Path) -> xr.Dataset:
     """
     try:
         if path.suffix == ".zarr":
-            return xr.open_zarr(path, consolidated=False).load()
+            return read_zarr(path).load()
         return read_netcdf(path)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise DyneqError(
             f"{path} cannot be read as a result ({error}); name a .zarr or .nc that dyneq wrote"
         ) from error
-
-
-def _to_zarr(ds: xr.Dataset, target: Path) -> None:
-    # object arrays of strings get numpy's string type, which zarr v3 stores without a pickle codec
-    strings = {name: v.astype(np.dtypes.StringDType()) for name, v in ds.variables.items() if v.dtype.kind in "OU"}
-    fixed = ds.assign({n: v for n, v in strings.items() if n in ds.data_vars})
-    fixed = fixed.assign_coords({n: v for n, v in strings.items() if n in ds.coords})
-    fixed.to_zarr(target, mode="w-", zarr_format=3, consolidated=False)
 
 
 def write_figure(figure: "Figure", path: Path) -> None:

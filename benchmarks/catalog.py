@@ -61,7 +61,16 @@ def fill(store: Store, results: int) -> None:
             )
             stamp = f"2026-02-{1 + i // 86400:02d}T{i // 3600 % 24:02d}:{i // 60 % 60:02d}:{i % 60:02d}.000000+00:00"
             manifest = Manifest(
-                f"{request.key[:16]}-1", 1, request, "step", 0, "complete", stamp, 1.5, {"zarr.json": (100, "0" * 64)}
+                f"{request.key[:16]}-1",
+                1,
+                request,
+                "step",
+                "floss",
+                0,
+                "complete",
+                stamp,
+                1.5,
+                {"zarr.json": (100, "0" * 64)},
             )
             index.put("results", manifest.row())
 

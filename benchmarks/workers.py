@@ -25,7 +25,7 @@ import xarray as xr
 
 CHECKPOINTS = ("after", "before", "bptt-twin", "converges")
 SEEDS = 8
-SETTINGS = ("--batch", "8")
+SETTINGS = ("--batch", "16")
 PROBE = "spectrum:depth=[100],seed={seed}"
 
 

@@ -50,3 +50,19 @@ def file_digest(path: Path) -> str:
     """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is a file; a name that no file can have is none, where the system itself would complain."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether there is a folder, as :func:`is_file` does for files."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False

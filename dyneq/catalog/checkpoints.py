@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dyneq.catalog.entries import Content, Place, Record, change_record
-from dyneq.catalog.store import Store
+from dyneq.catalog.entries import Content, Place, Record, add_place
+from dyneq.catalog.store import Store, without_dots
 from dyneq.errors import DyneqError, UsageError
 from dyneq.files import write_atomically
 from dyneq.systems.checkpoint import Checkpoint
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".pt", ".safetensors")
 #: Characters that would make a run or a tag something else on the command line.
-_RESERVED = set("@:/\\\n\t\0\"'")
+_RESERVED = set("@:/\\\"'")
 
 
 def add_file(
@@ -33,8 +33,11 @@ def add_file(
     copy: bool = False,
     mapping: "Mapping | None" = None,
     trust: bool = False,
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> Record:
-    """Add a checkpoint file to the catalog; adding it again changes nothing but its place.
+    """Add a checkpoint file to the catalog; adding it again at the same place changes nothing.
+
+    Whatever other checkpoint was known at that path has been overwritten, so the path is taken away from it.
 
     Args:
         store: The store.
@@ -44,12 +47,14 @@ def add_file(
         copy: Keep a copy in the store, and refer to that.
         mapping: For a foreign file: how to convert it. The converted checkpoint is always kept in the store.
         trust: Unpickle whatever the file holds.
+        tell: Told one sentence for each checkpoint that lost its place, and for a damaged record made anew.
 
     Raises:
         UsageError: If the run or a tag is not a usable name.
         DyneqError: If the file is no usable checkpoint, or the store cannot be written.
     """
-    for text, what in ((run, "run"), *((tag, "tag") for tag in tags)):
+    tags = frozenset(tags)
+    for text, what in ((run, "run"), *((tag, "tag") for tag in sorted(tags))):
         if text is not None:
             require_name(text, what)
     store.require_writable()
@@ -59,51 +64,27 @@ def add_file(
         from dyneq.catalog.foreign import import_foreign
 
         checkpoint = import_foreign(path, mapping, trust=trust)
-    name = path.stem
-    where = path.absolute()
+    where = source = without_dots(path)
+    run = _run_of(source) if run is None else run
     if mapping is not None:
         where = _keep_converted(store, checkpoint)
     elif copy:
         where = _keep_copy(store, checkpoint, path)
     assert checkpoint.sha256 is not None
+    kept = store.relative(where)
     place = Place(
-        run=_run_of(path) if run is None else run,
-        name=name,
-        path=store.relative(where),
-        copied=where.is_relative_to(store.files.absolute()),
+        run=run,
+        name=_name_of(path),
+        path=kept,
+        copied=kept.startswith(f"{store.files.name}/"),
         made_at=_utc(path.stat().st_mtime),
         made_by=_maker(checkpoint),
         added_at=datetime.now(UTC).isoformat(timespec="microseconds"),
     )
-    return register(store, checkpoint, place, where.stat().st_size, tags)
-
-
-def register(store: Store, checkpoint: Checkpoint, place: Place, size: int, tags: Iterable[str] = ()) -> Record:
-    """Write a checkpoint's record, or add a place and tags to the one it has.
-
-    Args:
-        store: The store.
-        checkpoint: What was read from the file.
-        place: Where the file is.
-        size: Bytes of the file.
-        tags: Labels to give it.
-
-    Raises:
-        DyneqError: If the store cannot be written.
-    """
-    assert checkpoint.sha256 is not None
-    sha256, tags = checkpoint.sha256, frozenset(tags)
-    content = content_of(checkpoint, size)
-
-    def change(present: Record | None) -> Record:
-        if present is None:
-            return Record(sha256, content, (place,), tags)
-        earlier = {p.run: p for p in present.places}.get(place.run)
-        if earlier is not None and (earlier.path, earlier.name) == (place.path, place.name):
-            return Record(sha256, content, present.places, present.tags | tags)
-        return Record(sha256, content, present.at(place).places, present.tags | tags)
-
-    return change_record(store, sha256, change)
+    fresh = Record(checkpoint.sha256, content_of(checkpoint, where.stat().st_size), (place,), tags)
+    # what a foreign file is compared with is not known: only its conversion has a digest
+    overwritten = {kept} if mapping is not None else {kept, *store.spellings(source)}
+    return add_place(store, fresh, overwritten, tell)
 
 
 def content_of(checkpoint: Checkpoint, size: int) -> Content:
@@ -130,7 +111,7 @@ def snapshot_sink(store: Store, run: str, complain: Callable[[str], None]) -> "C
     Args:
         store: The store; made at once if it is not there.
         run: Name of the run.
-        complain: Told in one sentence when a snapshot could not be registered.
+        complain: Told in one sentence when a snapshot could not be registered, or overwrote another.
 
     Raises:
         DyneqError: If the store cannot be written now, before any training.
@@ -140,7 +121,7 @@ def snapshot_sink(store: Store, run: str, complain: Callable[[str], None]) -> "C
 
     def sink(snapshot: "Snapshot") -> None:
         try:
-            add_file(store, snapshot.path, run=run)
+            add_file(store, snapshot.path, run=run, tell=complain)
         except DyneqError as error:
             complain(f"{snapshot.path.name} is saved but not in the catalog ({error})")
 
@@ -157,9 +138,34 @@ def checkpoint_files(folder: Path) -> Iterator[Path]:
 
 
 def _run_of(path: Path) -> str:
-    """Return the name of the run folder a file lies in, empty if it lies in none."""
-    folder = path.absolute().parent
-    return folder.name if (folder / "recipe.toml").is_file() else ""
+    """Return the name of the run folder a file lies in, empty if it lies in none.
+
+    Raises:
+        UsageError: If that folder's name is no usable one.
+    """
+    folder = path.parent
+    if not (folder / "recipe.toml").is_file() or not folder.name:
+        return ""
+    try:
+        require_name(folder.name, "run")
+    except UsageError:
+        raise UsageError(
+            f"the folder {str(folder)!r} of {path.name} is no usable name of a run; give the run another with --run"
+        ) from None
+    return folder.name
+
+
+def _name_of(path: Path) -> str:
+    """Return what a file is called in the catalog: its stem, with ``_`` for what would make it something else.
+
+    A name with a colon could be ``module:factory``, one that ends like a file is read as one, and control characters
+    cannot be typed.
+    """
+    name = "".join("_" if c == ":" or not c.isprintable() else c for c in path.stem)
+    for suffix in SUFFIXES:
+        if name.endswith(suffix):
+            name = f"{name.removesuffix(suffix)}_{suffix[1:]}"
+    return name
 
 
 def require_name(text: str, what: str) -> None:
@@ -168,11 +174,14 @@ def require_name(text: str, what: str) -> None:
     Raises:
         UsageError: If not.
     """
-    if not text or text != text.strip() or text.startswith("-") or _RESERVED & set(text) or len(text) > 200:
+    reserved = bool(_RESERVED & set(text)) or not text.isprintable()
+    if not text or reserved or text != text.strip() or text.startswith("-") or len(text) > 200:
         raise UsageError(
             f"a {what} is 1 to 200 characters without @ : / \\ quotes, control characters or spaces at its ends, but "
             f"{text[:60]!r} was given; choose another name"
         )
+    if what == "tag" and text.endswith(SUFFIXES):
+        raise UsageError(f"a tag like {text[:60]!r} would be read as a file; leave out its ending")
 
 
 def _maker(checkpoint: Checkpoint) -> str:

@@ -2,8 +2,9 @@
 
 import itertools
 import json
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -45,18 +46,21 @@ def combine(results: Sequence[Labelled]) -> xr.Dataset:
     ``_requested`` appended.
 
     A parameter that lists the coordinates of a dimension the results have (``depth`` of a spectrum) is no new
-    dimension: results that differ only there are joined along it, the newest winning where several have an entry.
+    dimension: results that differ only there are joined along it, the newest winning where several have an entry. Where
+    a variable without that dimension differs between results to be joined, joining would lose all but one of its
+    values, and the parameter becomes the new dimension ``<name>_requested``; to know it, such variables are loaded.
 
     What was not computed is NaN, or empty text; whole numbers and booleans become floating point numbers where there is
     such a gap. The boolean ``computed`` says over the new dimensions, and the joined ones, which results exist;
-    ``computed_<dim>`` which entries along a dimension in which the results differ.
+    ``computed_<dim>`` which entries along a dimension in which the results differ; ``computed_<variable>`` which
+    results have a variable that others lack.
 
     Args:
         results: At least one.
 
     Raises:
         UsageError: If there is none, they are of different probes or versions, or their variables do not fit together.
-        DyneqError: If what a result is labelled with is incomplete.
+        DyneqError: If what a result is labelled with is incomplete, or a whole number would be rounded.
     """
     if not results:
         raise UsageError("there are no results to combine; select at least one")
@@ -64,11 +68,12 @@ def combine(results: Sequence[Labelled]) -> xr.Dataset:
     ordered = [r for _, r in sorted(enumerate(results), key=lambda item: (_moment(item[1]), item[0]))]
     requests = [_entries(r.request) for r in ordered]
     frame = Frame.of([r.ds for r in ordered])
-    joined = _joined(ordered, requests)
-    differing = _differing(requests, joined)
     checkpoints = _checkpoints(ordered)
-    taken = {"checkpoint", "checkpoint_name", *frame.dims, *frame.variables}
-    own = {"checkpoint", "checkpoint_name", "computed", *(f"computed_{d}" for d in frame.ragged)}
+    joined = _lossless(_joined(ordered, requests), frame, ordered, requests)
+    differing = _differing(requests, joined)
+    masks = {"computed", *(f"computed_{name}" for name in (*frame.ragged, *frame.partial))}
+    own = {"checkpoint", "checkpoint_name", *masks}
+    taken = {*own, *frame.dims, *frame.variables}
     if clash := sorted(own & {*frame.dims, *frame.variables}):
         raise UsageError(f"the results have a variable or dimension {clash[0]!r} already; combine single results")
     levels = {_free(key[1], taken): (key, _level([r.get(key) for r in requests])) for key in differing}
@@ -118,14 +123,15 @@ def _entries(request: dict[str, Any]) -> dict[tuple[str, str], Any]:
 
 
 def _canonical(value: Any) -> str:
-    """Return a text that is equal for equal values: 1 and 1.0, a tuple and a list."""
+    """Return a text that is equal for equal values: 1 and 1.0, a tuple and a list; not 0.0 and -0.0."""
 
     def whole(v: Any) -> Any:
         if isinstance(v, list | tuple):
             return [whole(x) for x in v]
         if isinstance(v, dict):
             return {str(k): whole(x) for k, x in v.items()}
-        return int(v) if isinstance(v, float) and v.is_integer() else v
+        # minus zero stays as it is: the store keeps the results of both
+        return int(v) if isinstance(v, float) and v.is_integer() and (v or math.copysign(1, v) > 0) else v
 
     return json.dumps(whole(value), sort_keys=True, ensure_ascii=False)
 
@@ -142,6 +148,28 @@ def _joined(results: Sequence[Labelled], requests: Sequence[dict[tuple[str, str]
     names = {name for request in requests for place, name in request if place == "params"}
     pairs = list(zip(results, requests, strict=True))
     return {n for n in names if all(lists(n, held.ds, request.get(("params", n))) for held, request in pairs)}
+
+
+def _lossless(
+    names: set[str], frame: Frame, results: Sequence[Labelled], requests: Sequence[dict[tuple[str, str], Any]]
+) -> set[str]:
+    """Return the parameters along which joining loses no value of a variable that lacks their dimension."""
+    keys = dict.fromkeys(key for request in requests for key in request)
+    newest = dict[tuple[str, ...], int]()
+    cells: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for i, (held, request) in enumerate(zip(results, requests, strict=True)):
+        newest[held.checkpoint["sha256"], *(_canonical(request.get(key)) for key in keys)] = i
+    for i in newest.values():
+        apart = [_canonical(requests[i].get(key)) for key in keys if key not in {("params", n) for n in names}]
+        cells[results[i].checkpoint["sha256"], *apart].append(i)
+    lossy = set[str]()
+    for members in cells.values():
+        differing = {n for n in names if len({_canonical(requests[i].get(("params", n))) for i in members}) > 1}
+        for name, dims in frame.variables.items():
+            lacking = differing - set(dims) - lossy
+            if lacking and not frame.alike(members, name):
+                lossy |= lacking
+    return names - lossy
 
 
 def _differing(requests: Sequence[dict[tuple[str, str], Any]], joined: set[str]) -> list[tuple[str, str]]:
@@ -175,8 +203,9 @@ def _level(given: Sequence[Any]) -> _Level:
     if all(type(v) is bool for v in values) or all(type(v) in (int, float) for v in values):
         values.sort()
         numbers = np.array(values)
-        # whole numbers that a coordinate cannot hold exactly become labels
-        if numbers.dtype.kind in "bif" and [_canonical(v) for v in numbers.tolist()] == [_canonical(v) for v in values]:
+        # whole numbers that a coordinate cannot hold exactly become labels, and zeros told apart by their sign
+        exact = numbers.dtype.kind in "bif" and list(map(_canonical, numbers.tolist())) == list(map(_canonical, values))
+        if exact and len(set(numbers.tolist())) == len(values):
             return _Level.of(values, numbers)
     texts = {c: v if isinstance(v, str) else c for c, v in distinct.items()}
     if len(set(texts.values())) < len(texts):  # the text "1" beside the number 1
@@ -218,7 +247,9 @@ def _labels(checkpoints: dict[str, dict[str, Any]], taken: set[str]) -> dict[str
         return np.array(["" if v is None else str(v) for v in values], dtype=object)
 
     def name(wanted: str) -> str:
-        return f"checkpoint_{wanted}" if wanted in taken else wanted
+        while wanted in taken:
+            wanted = f"checkpoint_{wanted}"
+        return wanted
 
     long = {"long_name": "first digits of the checkpoint's SHA-256"}
     return {
@@ -232,10 +263,10 @@ def _labels(checkpoints: dict[str, dict[str, Any]], taken: set[str]) -> dict[str
 def _attributes(results: Sequence[Labelled]) -> dict[str, Any]:
     """Return the attributes all results share, with the parameters all of them share."""
 
-    def shared(held: Sequence[dict[Any, Any]]) -> dict[str, Any]:
+    def shared(held: Sequence[dict[Any, Any]], equal: Callable[[Any, Any], bool]) -> dict[str, Any]:
         first, *others = held
-        return {k: v for k, v in first.items() if all(k in o and np.array_equal(o[k], v) for o in others)}
+        return {k: v for k, v in first.items() if all(k in o and equal(o[k], v) for o in others)}
 
-    attributes = shared([held.ds.attrs for held in results])
-    params = shared([held.request["params"] for held in results])
+    attributes = shared([held.ds.attrs for held in results], np.array_equal)
+    params = shared([held.request["params"] for held in results], lambda a, b: _canonical(a) == _canonical(b))
     return {**attributes, "params": json.dumps(params), "combined_results": len(results)}

@@ -9,8 +9,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from dyneq.catalog.combine_types import cast, common_dtype, nothing_of
+from dyneq.catalog.diff_values import same_bits
 from dyneq.catalog.plain import text_dtype
-from dyneq.errors import DyneqError, UsageError
+from dyneq.errors import UsageError
 
 Mask = NDArray[np.bool_]
 
@@ -33,6 +35,7 @@ class Frame:
         ragged: Dimensions along which the datasets differ.
         coordinates: The index of every dimension that has one.
         variables: Dimensions of every variable that is no index.
+        partial: Variables that some datasets lack.
         inner: Variables that are coordinates.
         attributes: Attributes of every variable that all datasets with it agree on.
     """
@@ -42,6 +45,7 @@ class Frame:
     ragged: list[str]
     coordinates: dict[str, xr.Variable]
     variables: dict[str, tuple[str, ...]]
+    partial: list[str]
     inner: set[str]
     attributes: dict[str, dict[str, Any]]
 
@@ -51,7 +55,7 @@ class Frame:
 
         Raises:
             UsageError: If a variable has other dimensions, units or kinds of values in another dataset, or coordinates
-                are missing or repeated.
+                are missing or repeated, or cannot be held exactly together.
         """
         names = list(dict.fromkeys(str(d) for ds in datasets for d in ds.dims))
         dims, coordinates, places, ragged = {}, {}, [dict[str, NDArray[np.intp]]() for _ in datasets], []
@@ -84,7 +88,26 @@ class Frame:
                 own[name] = variable.to_base_variable().transpose(*order)
             pieces.append(Piece(own, held))
         inner = {str(n) for ds in datasets for n in ds.coords if n not in ds.indexes}
-        return Frame(pieces, dims, ragged, coordinates, variables, inner, attributes)
+        partial = [name for name in variables if any(name not in piece.variables for piece in pieces)]
+        return Frame(pieces, dims, ragged, coordinates, variables, partial, inner, attributes)
+
+    def alike(self, members: Sequence[int], name: str) -> bool:
+        """Return whether a variable is the same, entry by entry, in the datasets at these places, or in none."""
+        held = [self.pieces[i] for i in members if name in self.pieces[i].variables]
+        if len(held) < len(members):
+            return not held
+        first, *others = held
+        one = first.variables[name].values
+        for piece in others:
+            if not all(np.array_equal(first.places[d], piece.places[d]) for d in self.variables[name]):
+                return False
+            other = piece.variables[name].values
+            kinds = {"text" if text_dtype(v.dtype) else "time" if v.dtype.kind in "mM" else "" for v in (one, other)}
+            if len(kinds) > 1 or one.shape != other.shape:
+                return False
+            if not (one.astype(object) == other.astype(object) if "text" in kinds else same_bits(one, other)).all():
+                return False
+        return True
 
 
 def _agreed(name: str, known: dict[str, Any] | None, new: dict[Any, Any]) -> dict[str, Any]:
@@ -110,11 +133,18 @@ def _union(dim: str, datasets: Sequence[xr.Dataset]) -> tuple[xr.Variable | None
         raise UsageError(f"the dimension {dim!r} has coordinates in only some results; select results of one kind")
     first = indexed[0]
     whole = first.indexes[dim]
-    others = [ds.indexes[dim] for ds in indexed if not ds.indexes[dim].equals(whole)]
+    others = [ds.indexes[dim] for ds in indexed if not _equal(ds.indexes[dim], whole)]
     if others and not all(index.is_unique for index in (whole, *others)):
         raise UsageError(f"the coordinates along {dim!r} are repeated and differ between results; select results alike")
     for index in others:
         whole = whole.union(index)  # sorted
+    for index in (first.indexes[dim], *others) if others else ():
+        at = whole.get_indexer(index) if whole.is_unique else None
+        if at is None or (at < 0).any() or not _equal(whole.take(at), index):
+            raise UsageError(
+                f"the coordinates along {dim!r} are of types that do not hold each other's values exactly "
+                f"({', '.join(sorted({str(ds.indexes[dim].dtype) for ds in indexed}))}); select results alike"
+            )
     attributes = first[dim].attrs
     values = whole.to_numpy() if others else first[dim].values
     everything = np.arange(len(whole))
@@ -125,6 +155,14 @@ def _union(dim: str, datasets: Sequence[xr.Dataset]) -> tuple[xr.Variable | None
         else:
             places.append(ds.indexes[dim].get_indexer(whole) if others else everything)
     return xr.Variable(dim, values, attributes), places
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Return whether two indexes have exactly the same entries: 2^53 + 1 is not the floating point number 2^53."""
+    # Python compares whole and floating point numbers exactly, NumPy rounds first
+    if not a.equals(b):
+        return False
+    return a.dtype == b.dtype or all(x == y or x != x for x, y in zip(a.tolist(), b.tolist(), strict=True))
 
 
 def assemble(frame: Frame, grid: Sequence[Sequence[Piece]], shape: dict[str, int], joined: Sequence[str]) -> xr.Dataset:
@@ -152,6 +190,10 @@ def assemble(frame: Frame, grid: Sequence[Sequence[Piece]], shape: dict[str, int
         exists = _presence(frame, grid, shape, across, across if dim is None else [*across, dim])
         exists.attrs = {"long_name": which, "units": ""}
         variables["computed" if dim is None else f"computed_{dim}"] = exists
+    for name in frame.partial:
+        exists = _presence(frame, grid, shape, across, [d for d in across if d in frame.variables[name]], name)
+        exists.attrs = {"long_name": f"which results have {name}", "units": ""}
+        variables[f"computed_{name}"] = exists
     return xr.Dataset(variables, coords)
 
 
@@ -194,7 +236,11 @@ def _built(
     dims = frame.variables[name]
     full = tuple(frame.dims[d] for d in dims)
     held = [piece.variables[name] for cell in grid for piece in cell if name in piece.variables]
-    dtype = _dtype(name, held, complete)
+    dtype = common_dtype(name, held, complete)
+    types = sorted({str(v.dtype) for v in held})
+    # whole numbers alone share a floating point type only where signed and unsigned ones of 64 bits meet
+    gaps = np.result_type(*(v.dtype for v in held)).kind in "biu" if dtype.kind in "fc" else False
+    why = "some are missing, which NaN marks" if gaps else f"the results have it as {' and as '.join(types)}"
     lazy = any(v.chunks is not None for v in held)
 
     def alike(variable: xr.Variable) -> xr.Variable:
@@ -202,12 +248,12 @@ def _built(
         return variable.chunk({}) if lazy and variable.chunks is None else variable
 
     def gap(lengths: tuple[int, ...]) -> xr.Variable:
-        return alike(xr.Variable(dims, np.full(lengths, _fill(dtype), dtype=dtype)))
+        return alike(xr.Variable(dims, np.full(lengths, nothing_of(dtype), dtype=dtype)))
 
     def padded(piece: Piece) -> xr.Variable:
         if name not in piece.variables:
             return nothing
-        variable = alike(_cast(piece.variables[name], dtype))
+        variable = alike(cast(piece.variables[name], dtype, f"{name!r}: {why}"))
         for axis, dim in enumerate(dims):
             place, length = piece.places[dim], variable.shape[axis]
             if len(place) == length and (place == np.arange(length)).all():
@@ -234,45 +280,6 @@ def _stacked(cells: Sequence[xr.Variable], shape: dict[str, int]) -> xr.Variable
     (dim, length), *rest = shape.items()
     step = math.prod(n for _, n in rest)
     return xr.Variable.concat([_stacked(cells[i * step : (i + 1) * step], dict(rest)) for i in range(length)], dim)
-
-
-def _dtype(name: str, held: Sequence[xr.Variable], complete: bool) -> np.dtype[Any]:
-    """Return the type of a variable that can hold all of it, and its gaps where it has some."""
-    dtypes = [v.dtype for v in held]
-    if all(map(text_dtype, dtypes)):
-        return np.dtype(object)
-    try:
-        if any(map(text_dtype, dtypes)):
-            raise TypeError
-        common = np.result_type(*dtypes)
-    except TypeError:
-        listed = ", ".join(sorted({str(d) for d in dtypes}))
-        raise UsageError(f"the variable {name!r} has values of types {listed}; select results of one kind") from None
-    return common if complete or common.kind not in "biu" else np.dtype(np.float64)
-
-
-def _fill(dtype: np.dtype[Any]) -> Any:
-    fills = {"O": "", "f": np.nan, "c": complex(np.nan, np.nan)}
-    if dtype.kind in "mM":
-        return np.array("NaT", dtype=dtype)[()]
-    return fills.get(dtype.kind, 0)  # whole numbers have no gaps
-
-
-def _cast(variable: xr.Variable, dtype: np.dtype[Any]) -> xr.Variable:
-    if variable.dtype == dtype:
-        return variable
-    if dtype == np.float64 and variable.dtype.kind in "iu" and variable.dtype.itemsize == 8:
-        return xr.apply_ufunc(_exact_floats, variable, dask="parallelized", output_dtypes=[dtype])
-    return variable.astype(dtype)
-
-
-def _exact_floats(values: NDArray[Any]) -> NDArray[np.float64]:
-    if ((values > 2**53) | (values < -(2**53))).any():
-        raise DyneqError(
-            "whole numbers above 2^53 cannot be combined where some are missing: NaN marks the gaps, and floating "
-            "point numbers do not hold them exactly; select results that have no gaps"
-        )
-    return values.astype(np.float64)
 
 
 def _without_grid(built: xr.Variable, present: xr.Variable, over: tuple[str, ...]) -> xr.Variable:

@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dyneq.catalog.diff_text import lines, plain, verdict
-from dyneq.catalog.diff_values import Extreme, Kind, Row, Text, distances, is_nan, same_bits
+from dyneq.catalog.diff_values import Extreme, Kind, Row, Text, distances, is_nan, same_bits, unequal
 from dyneq.catalog.plain import text_dtype
 from dyneq.errors import DyneqError, UsageError
 from dyneq.probes.base import CERTIFICATE, COST, EXACT, Probe, align
@@ -150,7 +150,7 @@ def _row(name: str, first: xr.Dataset, second: xr.Dataset, bars: set[str]) -> Ro
     nan_x, nan_y = is_nan(x), is_nan(y)
     both = ~nan_x & ~nan_y
     delta = distances(x, y, both)
-    moved = both & (x != y)
+    moved = both & unequal(x, y)
 
     def extreme(of: NDArray[np.float64], where: NDArray[np.bool_]) -> Extreme | None:
         if not where.any():
@@ -164,10 +164,13 @@ def _row(name: str, first: xr.Dataset, second: xr.Dataset, bars: set[str]) -> Ro
     nan_in_one = int((nan_x != nan_y).sum())
     if kind != "measured":
         return Row(name, kind, x.size, equal, int(moved.sum()), nan_in_one, largest=largest)
-    bar = _bar(name, first, dims) + _bar(name, second, dims)
-    known = np.isfinite(bar) | (np.isposinf(bar) & np.isfinite(delta))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(moved & known, delta / bar, 0.0)
+    bars_x, bars_y = _bar(name, first, dims), _bar(name, second, dims)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        bar = bars_x + bars_y
+        known = np.isfinite(bar) | (np.isposinf(bar) & np.isfinite(delta))
+        # of a sum that is too large for its type, the halves are not
+        quotient = np.where(np.isfinite(bar), delta / bar, (delta / 2) / (bars_x / 2 + bars_y / 2))
+        ratio = np.where(moved & known, quotient, 0.0)
     return Row(
         name,
         kind,

@@ -1,6 +1,8 @@
 """What the comparison of one variable finds, and entry-by-entry differences of two arrays of equal shape."""
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
@@ -76,9 +78,28 @@ def is_nan(values: NDArray[Any]) -> NDArray[np.bool_]:
     return np.isnan(values) if values.dtype.kind in "fc" else np.zeros(values.shape, dtype=bool)
 
 
+def unequal(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where two arrays differ as exact numbers; 2^53 + 1 is not the floating point number 2^53."""
+    found = np.asarray(x != y)
+    at = _rounded(x, y)
+    found[at] = [a != b for a, b in zip(x[at].tolist(), y[at].tolist(), strict=True)]
+    return found
+
+
+def _rounded(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where NumPy would round a whole number to compare it with a number of another type."""
+    at = np.zeros(x.shape, dtype=bool)
+    if x.dtype.kind in "mM" or y.dtype.kind in "mM" or np.result_type(x, y).kind not in "fc":
+        return at
+    for v in (x, y):
+        if v.dtype.kind in "iu" and v.dtype.itemsize == 8:
+            at |= (v > 2**53) | (v < -(2**53))
+    return at & np.isfinite(x) & np.isfinite(y)
+
+
 def same_bits(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.bool_]:
     """Return where two arrays are equal, zeros with their sign; any NaN equals any other."""
-    equal = (x == y) | (is_nan(x) & is_nan(y))
+    equal = ~unequal(x, y) | (is_nan(x) & is_nan(y))
     for part in ("real", "imag") if "c" in (x.dtype.kind, y.dtype.kind) else ("real",):
         first, second = (np.asarray(getattr(v, part) if v.dtype.kind in "fc" else v) for v in (x, y))
         if first.dtype.kind == "f" and second.dtype.kind == "f":
@@ -94,7 +115,7 @@ def distances(x: NDArray[Any], y: NDArray[Any], both: NDArray[np.bool_]) -> NDAr
         y: As many.
         both: Where neither is NaN; elsewhere the distance is zero.
     """
-    differ = both & (x != y)
+    differ = both & unequal(x, y)
     if x.dtype.kind in "mM":
         ticks = [v.astype(np.promote_types(x.dtype, y.dtype)).view(np.int64) for v in (x, y)]
         return np.where(differ, _integer_distance(*ticks), 0.0)
@@ -107,7 +128,13 @@ def distances(x: NDArray[Any], y: NDArray[Any], both: NDArray[np.bool_]) -> NDAr
     with np.errstate(invalid="ignore", over="ignore"):
         delta = np.abs(y.astype(wide) - x.astype(wide))
     delta = np.where(np.isfinite(delta), delta, np.inf)
+    at = differ & _rounded(x, y)
+    delta[at] = [_exact_distance(a, b) for a, b in zip(x[at].tolist(), y[at].tolist(), strict=True)]
     return np.where(differ, delta, 0.0)
+
+
+def _exact_distance(a: complex, b: complex) -> float:
+    return math.hypot(*(float(Fraction(q) - Fraction(p)) for p, q in ((a.real, b.real), (a.imag, b.imag))))
 
 
 def _integer_distance(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:

@@ -1,7 +1,7 @@
 """Checkpoint records: one small JSON file a checkpoint, from which the index can be made again."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,15 @@ from dyneq.files import write_atomically
 FORMAT = "dyneq-record/1"
 
 
+class DamagedRecord(DyneqError):
+    """A checkpoint record that is not what was written."""
+
+
 @dataclass(frozen=True)
 class Place:
     """One of the places a checkpoint is known from: twin runs write the same bytes under two names.
+
+    Run, name and path together tell one place from another: a copy in the store is a place beside its original's.
 
     Attributes:
         run: The run it belongs to, empty if none.
@@ -70,7 +76,8 @@ class Record:
     Attributes:
         sha256: Digest of the file.
         content: What is in it.
-        places: Where it is, one for every run.
+        places: Where it is. None once its only file was overwritten: it keeps its tags, and its results are found by
+            them, but no name or listing of checkpoints gives what has no file.
         tags: Labels of the user's.
     """
 
@@ -80,8 +87,14 @@ class Record:
     tags: frozenset[str] = field(default_factory=frozenset)
 
     def at(self, place: Place) -> "Record":
-        """Return the record with a place added, in place of the one of the same run."""
-        return replace(self, places=(*(p for p in self.places if p.run != place.run), place))
+        """Return the record with a place added; one that it has already stays as it is."""
+        if _key(place) in map(_key, self.places):
+            return self
+        return replace(self, places=tuple(sorted((*self.places, place), key=_key)))
+
+    def without(self, paths: Collection[str]) -> "Record":
+        """Return the record without the places at some paths."""
+        return replace(self, places=tuple(p for p in self.places if p.path not in paths))
 
     def to_json(self) -> bytes:
         """Return the text of the record's file.
@@ -97,7 +110,7 @@ class Record:
             "format": FORMAT,
             "sha256": self.sha256,
             "content": asdict(self.content),
-            "places": [asdict(p) for p in sorted(self.places, key=lambda p: p.run)],
+            "places": [asdict(p) for p in sorted(self.places, key=_key)],
             "tags": sorted(self.tags),
         }
         return canonical.dumps(held).encode() + b"\n"
@@ -107,12 +120,18 @@ class Record:
         """Return the record of a file.
 
         Raises:
-            DyneqError: If it is damaged, of a newer version, or another checkpoint's.
+            DamagedRecord: If it is damaged, or another checkpoint's.
+            DyneqError: If it is of a newer version.
         """
         try:
             held = json.loads(data)
             if held["format"] != FORMAT:
-                raise ValueError(f"its format is {held['format']!r}, and this version of dyneq reads {FORMAT!r}")
+                if str(held["format"]).startswith("dyneq-record/"):
+                    raise DyneqError(
+                        f"the checkpoint record {sha256[:12]} has the format {held['format']!r}, but this version of "
+                        f"dyneq reads {FORMAT!r}; update dyneq"
+                    )
+                raise ValueError(f"its format is {held['format']!r}, not {FORMAT!r}")
             if held["sha256"] != sha256:
                 raise ValueError("it is the record of another checkpoint")
             places = tuple(Place(**place) for place in held["places"])
@@ -120,7 +139,7 @@ class Record:
             record._require_types()
             return record
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DyneqError(
+            raise DamagedRecord(
                 f"the checkpoint record {sha256[:12]} cannot be read ({error}); add the checkpoint again"
             ) from None
 
@@ -135,6 +154,11 @@ class Record:
         return [{"sha256": self.sha256, **asdict(self.content), **asdict(place)} for place in self.places]
 
 
+def _key(place: Place) -> tuple[str, bool, str, str]:
+    # a copy of the store's goes before its original, which may be changed
+    return place.run, not place.copied, place.name, place.path
+
+
 def record_file(store: Store, sha256: str) -> Path:
     """Return where a checkpoint's record is kept."""
     return store.checkpoints / f"{sha256}.json"
@@ -144,7 +168,8 @@ def read_record(store: Store, sha256: str) -> Record | None:
     """Return a checkpoint's record, None if there is none.
 
     Raises:
-        DyneqError: If it is damaged.
+        DamagedRecord: If it is damaged.
+        DyneqError: If it is of a newer version, or the file system refuses to give it.
     """
     try:
         data = record_file(store, sha256).read_bytes()
@@ -171,9 +196,85 @@ def change_record(store: Store, sha256: str, change: Callable[[Record | None], R
     """
     with store.writing() as index, index.transaction():
         record = change(read_record(store, sha256))
-        write_atomically(record_file(store, sha256), record.to_json())
-        put_record(index, record)
+        _write(store, index, record)
     return record
+
+
+def add_place(
+    store: Store, fresh: Record, overwritten: Collection[str] = (), tell: Callable[[str], None] = lambda sentence: None
+) -> Record:
+    """Write a checkpoint's record, or add the place and tags to the one it has; all of it in one transaction.
+
+    A damaged record is moved aside, never deleted. The paths at which this checkpoint has just been read are taken
+    away from other checkpoints, since their files were overwritten.
+
+    Args:
+        store: The store.
+        fresh: The checkpoint with its one new place and new tags.
+        overwritten: Every way to write the path of the file that was read, as a record may keep it.
+        tell: Told one sentence for everything that was moved aside or taken away.
+
+    Returns:
+        The new record.
+
+    Raises:
+        DyneqError: If the record is of a newer version, or the store cannot be written.
+    """
+    sentences: list[str] = []
+
+    with store.writing() as index, index.transaction():
+        try:
+            present = read_record(store, fresh.sha256)
+        except DamagedRecord:
+            present = None
+            aside = _move_aside(record_file(store, fresh.sha256))
+            sentences.append(
+                f"the record of {fresh.sha256[:12]} was damaged and is made anew; the damaged one is kept as {aside}, "
+                "its tags and other places are to be given again"
+            )
+        record = fresh
+        if present is not None:
+            (place,) = fresh.places
+            record = replace(present.at(place), content=fresh.content, tags=present.tags | fresh.tags)
+        _write(store, index, record)
+        sentences += _take_away(store, index, fresh.sha256, overwritten)
+    for sentence in sentences:  # once it is true
+        tell(sentence)
+    return record
+
+
+def _take_away(store: Store, index: Index, sha256: str, paths: Collection[str]) -> Iterator[str]:
+    """Take paths from all checkpoints but one; yield a sentence for each that had one of them."""
+    marks = ", ".join("?" * len(paths))
+    query = f"SELECT DISTINCT sha256 FROM checkpoints WHERE path IN ({marks}) AND sha256 != ? ORDER BY sha256"
+    for row in index.rows(query, (*paths, sha256)):
+        try:
+            other = read_record(store, row["sha256"])
+        except DyneqError:  # `verify` says so; a damaged record is repaired only by its own checkpoint
+            continue
+        if other is None or (left := other.without(paths)) == other:
+            continue  # the index is behind the records, which `verify` says too
+        _write(store, index, left)
+        lost = next(place for place in other.places if place.path in paths)
+        more = (
+            f"it is known from {len(left.places)} other place{'s' * (len(left.places) != 1)}"
+            if left.places
+            else "it has no file any more, and keeps its tags and results"
+        )
+        yield f"{store.place(lost.path)} was overwritten since it was added as {lost.name} ({row[0][:12]}): {more}"
+
+
+def _write(store: Store, index: Index, record: Record) -> None:
+    write_atomically(record_file(store, record.sha256), record.to_json())
+    put_record(index, record)
+
+
+def _move_aside(path: Path) -> Path:
+    """Rename a damaged record to the first name that is free; within a transaction, so nobody else does it."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    return path.rename(aside)
 
 
 def put_record(index: Index, record: Record) -> None:

@@ -1,6 +1,7 @@
 """Many tasks on several workers: each is answered exactly once, and one that fails takes no other with it.
 
-The workers are those of a pool, made by ``dyneq.catalog.pools``; what is here is the same for all pools.
+The workers are those of a pool, made by ``dyneq.catalog.pools`` on this machine and ``dyneq.catalog.cluster``
+elsewhere; what is here is the same for all pools.
 """
 
 import contextlib
@@ -8,7 +9,7 @@ import importlib
 import pickle
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -108,6 +109,17 @@ class Pool:
         for lane in self.lanes:
             with contextlib.suppress(Exception):  # an executor interrupted in mid-step; its processes are gone
                 lane.close()
+
+
+@contextlib.contextmanager
+def closing(pool: Pool) -> Iterator[None]:
+    """Close a pool at the end of a ``with`` block; stop it if the block was left by an exception."""
+    try:
+        yield
+    except BaseException:
+        pool.stop()
+        raise
+    pool.close()
 
 
 def run_all(
@@ -252,3 +264,8 @@ def _say(error: BaseException) -> str:
         return text
     lines = text.splitlines()
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an exception says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

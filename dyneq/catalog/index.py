@@ -47,6 +47,7 @@ RESULT = {
     "dtype": "TEXT NOT NULL",
     "device": "TEXT NOT NULL",
     "name": "TEXT NOT NULL",
+    "run": "TEXT NOT NULL",
     "step": "INTEGER NOT NULL",
     "status": "TEXT NOT NULL",
     "stored_at": "TEXT NOT NULL",
@@ -65,16 +66,21 @@ def _table(name: str, columns: Mapping[str, str], key: str) -> str:
 
 
 SCHEMA = (
-    _table("checkpoints", CHECKPOINT, "sha256, run"),
+    _table("checkpoints", CHECKPOINT, "sha256, run, name, path"),
     "CREATE TABLE tags (tag TEXT NOT NULL, sha256 TEXT NOT NULL, PRIMARY KEY (tag, sha256)) WITHOUT ROWID",
     _table("results", RESULT, "id"),
     "CREATE INDEX checkpoint_names ON checkpoints (name)",
+    "CREATE INDEX checkpoint_paths ON checkpoints (path)",
     "CREATE INDEX checkpoint_steps ON checkpoints (run, step)",
     "CREATE INDEX checkpoint_ages ON checkpoints (added_at)",
     "CREATE INDEX tagged ON tags (sha256)",
     "CREATE INDEX result_keys ON results (key, serial)",
     "CREATE INDEX result_subjects ON results (checkpoint, probe)",
     "CREATE INDEX result_ages ON results (stored_at)",
+    "CREATE INDEX result_runs ON results (run)",
+    # a result belongs to the run it was measured in, and to every run that holds the same checkpoint
+    "CREATE VIEW runs_of_results AS SELECT id, run FROM results UNION ALL "
+    "SELECT r.id, c.run FROM checkpoints c JOIN results r ON r.checkpoint = c.sha256",
 )
 
 
@@ -244,6 +250,10 @@ class Index:
         """Delete the rows of a table where a column has a value; within a transaction."""
         self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", (value,))
 
+    def remove_result(self, probe: str, identifier: str) -> None:
+        """Delete the row of one result; within a transaction."""
+        self._db.execute("DELETE FROM results WHERE probe = ? AND id = ?", (probe, identifier))
+
     def clear(self) -> None:
         """Delete every row; within a transaction."""
         for table in ("checkpoints", "tags", "results"):
@@ -260,7 +270,7 @@ class Index:
 
     def content(self) -> dict[str, list[tuple[Any, ...]]]:
         """Return all rows in the order of their keys, to compare two indexes."""
-        order = {"checkpoints": "sha256, run", "tags": "tag, sha256", "results": "id"}
+        order = {"checkpoints": "sha256, run, name, path", "tags": "tag, sha256", "results": "id"}
         return {t: [tuple(row) for row in self.rows(f"SELECT * FROM {t} ORDER BY {key}")] for t, key in order.items()}
 
 

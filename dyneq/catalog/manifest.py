@@ -30,6 +30,7 @@ class Manifest:
         serial: 1 for the first result of its request, higher for those of ``--force``.
         request: What it answers.
         name: What the checkpoint was called.
+        run: The run it belonged to, empty if none; a catalog may forget the checkpoint, but not its results.
         step: The checkpoint's training step.
         status: The probe's word on how it ended.
         stored_at: When it was written (UTC).
@@ -41,6 +42,7 @@ class Manifest:
     serial: int
     request: Request
     name: str
+    run: str
     step: int
     status: str
     stored_at: str
@@ -108,7 +110,8 @@ class Manifest:
         """Return the index's row."""
         request = asdict(self.request)
         held = {
-            name: getattr(self, name) for name in ("id", "serial", "name", "step", "status", "stored_at", "duration")
+            name: getattr(self, name)
+            for name in ("id", "serial", "name", "run", "step", "status", "stored_at", "duration")
         }
         return {**request, **held, "key": self.request.key, "bytes": self.size, "manifest": self.digest}
 

@@ -69,6 +69,10 @@ def measure(
         UsageError: If the subject has not what the probe needs, or a name or value is not one that fits.
         DyneqError: If the probe fails, the store cannot be written to, or the stored result is damaged.
     """
+    if batch is not None and type(batch) is not int:
+        raise UsageError(f"batch is a number of samples, not {batch!r}; give a whole number")
+    if eps is not None and type(eps) not in (int, float):
+        raise UsageError(f"eps is a step size, not {eps!r}; give a number")
     probe = get_probe(probe) if isinstance(probe, str) else probe
     params = params if isinstance(params, Params) else make_params(probe, dict(params or {}))
     home = store if isinstance(store, Store) else Store(store)
@@ -78,13 +82,16 @@ def measure(
     if request is not None:
         earlier = None if force else results.find(home, request)
         if earlier is not None:
-            return Measured(earlier.open().load(), earlier, True)
+            # it may have been measured under another name of the same checkpoint
+            return Measured(earlier.open().load().assign_attrs(checkpoint=subject.name), earlier, True)
         home.require_writable()  # before hours of computing, not after
     ds = _run(subject, probe, params, system, subject.provenance(batch), progress)
     if request is None or subject.checkpoint is None:
         return Measured(ds, None, False)
     try:
-        stored = results.put(home, request, ds, name=subject.name, step=subject.checkpoint.step, force=force)
+        stored = results.put(
+            home, request, ds, name=subject.name, run=subject.run, step=subject.checkpoint.step, force=force
+        )
     except DyneqError as error:
         return Measured(ds, None, False, error)
     return Measured(ds, stored, False)

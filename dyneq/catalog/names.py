@@ -66,28 +66,37 @@ def resolve(store: Store, index: Index, text: str) -> Entry | None:
             f"{text!r} stands for {len(found)} checkpoints: {', '.join(shown)}{more}; name one by its digest, or "
             "several with --select"
         )
-    # twin runs of one digest: any place will do, so take one whose file is there
-    entries = [Entry.of(row, store) for row in next(iter(found.values()))]
-    return next((entry for entry in entries if entry.path.exists()), entries[0])
+    return first_there(store, next(iter(found.values())))
+
+
+def first_there(store: Store, rows: list[sqlite3.Row]) -> Entry:
+    """Return the first of several places of one checkpoint whose file is there; the first of all if none is."""
+    entries = (Entry.of(row, store) for row in rows)
+    return next((entry for entry in entries if entry.path.exists()), Entry.of(rows[0], store))
 
 
 def _candidates(index: Index, text: str) -> list[sqlite3.Row]:
     select = f"SELECT {BRIEF} FROM checkpoints c"
     run, at, step = text.rpartition("@")
-    rows = index.rows(f"{select} WHERE c.name = ? ORDER BY c.run, c.step", (text,))
-    rows += index.rows(f"{select} JOIN tags t ON t.sha256 = c.sha256 WHERE t.tag = ? ORDER BY c.run, c.step", (text,))
+    rows = index.rows(f"{select} WHERE c.name = ? ORDER BY c.run, c.step, c.copied DESC", (text,))
+    tagged = f"{select} JOIN tags t ON t.sha256 = c.sha256 WHERE t.tag = ? ORDER BY c.run, c.step, c.copied DESC"
+    rows += index.rows(tagged, (text,))
     if at and re.fullmatch(r"[0-9]{1,18}", step):
-        rows += index.rows(f"{select} WHERE c.run = ? AND c.step = ?", (run, int(step)))
+        rows += index.rows(f"{select} WHERE c.run = ? AND c.step = ? ORDER BY c.copied DESC", (run, int(step)))
     if re.fullmatch(r"[0-9a-fA-F]{4,64}", text):
         low = text.lower()
-        rows += index.rows(f"{select} WHERE c.sha256 >= ? AND c.sha256 < ? ORDER BY c.sha256", (low, low + "g"))
+        within = f"{select} WHERE c.sha256 >= ? AND c.sha256 < ? ORDER BY c.sha256, c.run, c.copied DESC"
+        rows += index.rows(within, (low, low + "g"))
     return rows
 
 
 def newest(store: Store, index: Index) -> Entry | None:
     """Return the checkpoint that was added last, of several at a time the one of the highest step."""
     rows = index.rows(f"SELECT {BRIEF} FROM checkpoints c ORDER BY c.added_at DESC, c.step DESC, c.sha256 LIMIT 1")
-    return Entry.of(rows[0], store) if rows else None
+    if not rows:
+        return None
+    others = f"SELECT {BRIEF} FROM checkpoints c WHERE c.sha256 = ? ORDER BY c.run, c.step, c.copied DESC"
+    return first_there(store, [*rows, *index.rows(others, (rows[0]["sha256"],))])
 
 
 def similar(index: Index, text: str, others: list[str]) -> str:
@@ -101,7 +110,10 @@ def similar(index: Index, text: str, others: list[str]) -> str:
     run, at, _ = text.rpartition("@")
     if at and (steps := index.rows("SELECT DISTINCT step FROM checkpoints WHERE run = ? ORDER BY step", (run,))):
         return f"; the run {run!r} has the steps {', '.join(str(row['step']) for row in steps[:20])}"
-    names = index.rows("SELECT DISTINCT name FROM checkpoints UNION SELECT DISTINCT tag FROM tags LIMIT 20000")
+    names = index.rows(
+        "SELECT DISTINCT name FROM checkpoints UNION SELECT DISTINCT t.tag FROM tags t "
+        "WHERE t.sha256 IN (SELECT sha256 FROM checkpoints) LIMIT 20000"
+    )
     runs = [
         f"{r['run']}@{r['step']}" for r in index.rows("SELECT run, step FROM checkpoints WHERE run != '' LIMIT 2000")
     ]

@@ -60,10 +60,11 @@ def open_results(
         folder = result_folder(home, row["probe"], row["id"])
         stored = StoredResult(Manifest.read(folder), folder)
         manifest, request = stored.manifest, stored.manifest.request
+        run = manifest.run or row["run"]
         labelled.append(
             Labelled(
                 stored.open(chunks),
-                {"sha256": request.checkpoint, "name": manifest.name, "run": row["run"], "step": manifest.step},
+                {"sha256": request.checkpoint, "name": manifest.name, "run": run, "step": manifest.step},
                 {
                     "params": request.params,
                     "eps": request.eps,

@@ -34,7 +34,13 @@ def check_target(path: Path, suffixes: tuple[str, ...], option: str) -> None:
     """
     if path.suffix not in suffixes:
         raise UsageError(f"{option} writes {' or '.join(suffixes)} files, but {path.name!r} was asked for; rename it")
-    if path.exists() or path.is_symlink():
+    try:
+        taken = path.exists() or path.is_symlink()
+    except OSError as error:
+        raise UsageError(
+            f"{option} {str(path)[:60]!r} cannot be a file ({error.strerror}); choose another name"
+        ) from None
+    if taken:
         raise UsageError(f"{path} exists already and nothing is overwritten; choose another name for {option}")
     if not path.parent.is_dir():
         raise DyneqError(f"the folder {path.parent} of {option} {path.name} does not exist; create it first")

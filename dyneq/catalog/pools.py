@@ -1,19 +1,16 @@
-"""Where tasks are computed: worker processes on this machine, or a dask.distributed cluster that is running.
+"""Tasks computed by worker processes on this machine.
 
-Either is one or more ``concurrent.futures`` executors, which do the work; a lane only says how many tasks an executor
-is given at a time, and puts what went wrong with its workers into words.
+Each is a ``concurrent.futures`` executor of its own; a lane only says how many tasks it is given at a time, and puts
+what went wrong with its process into words.
 """
 
 import contextlib
-import logging
 import multiprocessing
 import os
 import signal
 import socket
 import sys
 import threading
-import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,19 +19,16 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dyneq.catalog.fanout import Lane, Pool, TaskDropped, WorkerDied, answer
+from dyneq.catalog.fanout import Lane, Pool, WorkerDied, answer, closing, first_line
 from dyneq.errors import DyneqError, UsageError
 
 if TYPE_CHECKING:
-    from distributed import Client
+    pass
 
 Result = TypeVar("Result")
 
 #: How the thread pools of libraries that are not loaded yet are told their size.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-
-#: Seconds between two looks at how many workers a cluster has.
-_LOOK = 2.0
 
 
 @contextlib.contextmanager
@@ -77,79 +71,11 @@ def local_pool(workers: int, threads: int = 1, preload: Sequence[str] = ()) -> I
     pool = Pool([_ProcessLane(theirs, threads, preload) for _ in range(workers)], notices)
     try:
         _in_thread(_start_server, threads, preload).result()
-        with _closing(pool):
+        with closing(pool):
             yield pool
     finally:
         _drop_server()
         _part(ours, theirs)
-
-
-@contextlib.contextmanager
-def cluster_pool(
-    address: str, threads: int = 1, preload: Sequence[str] = (), *, timeout: float = 10.0
-) -> Iterator[Pool]:
-    """Connect to a running dask.distributed cluster.
-
-    Its workers must have dyneq and see the same files. Start them with one thread each (``dask worker --nthreads 1``)
-    and with their nannies, which restart a worker that dies. A task being computed cannot be taken back from a worker:
-    when the caller is interrupted, it is finished and its answer thrown away.
-
-    Args:
-        address: ``HOST:PORT`` or ``tcp://HOST:PORT`` of the scheduler.
-        threads: Threads torch uses for one task; see ``local_pool``.
-        preload: Names of modules a worker imports before its first task; see ``local_pool``.
-        timeout: Seconds to wait for the scheduler.
-
-    Yields:
-        The pool.
-
-    Raises:
-        DyneqError: If dask.distributed is not installed, or the scheduler does not answer.
-    """
-    try:
-        import distributed
-    except ImportError as error:
-        raise DyneqError(
-            f"a scheduler at {address!r} was named, but dask.distributed cannot be imported ({_first_line(error)}); "
-            "install dyneq[dask]"
-        ) from error
-
-    class _Client(distributed.Client):
-        """One that is closed below, or could not be made: closing it once more would wait, then complain of that."""
-
-        def __del__(self) -> None: ...
-
-    with _quiet_logs():
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", distributed.versions.VersionMismatchWarning)
-            try:
-                client = _Client(address, timeout=timeout, set_as_default=False, name="dyneq")
-            except Exception as error:  # the library raises what its transports raise
-                raise DyneqError(
-                    f"no dask scheduler answers at {address!r} ({_first_line(error)}); start one with "
-                    "`dask scheduler`, or name the address that it prints"
-                ) from error
-        with client:
-            lane = _ClusterLane(client, address, threads, preload)
-            notices = [_one_line(str(w.message)) for w in caught]
-            if not lane.threads_of_cluster():
-                notices.append(f"the cluster at {address} has no workers yet; start some with `dask worker {address}`")
-            pool = Pool([lane], notices)
-            with _closing(pool):
-                yield pool
-
-
-@contextlib.contextmanager
-def _closing(pool: Pool) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        pool.stop()
-        raise
-    pool.close()
-
-
-# --- this machine ---------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -273,7 +199,7 @@ class _ProcessLane(Lane):
             self._hello = self._starting.result()
         except (OSError, EOFError) as error:
             raise DyneqError(
-                f"the worker processes cannot be started: the server they are forked from ended ({_first_line(error)})"
+                f"the worker processes cannot be started: the server they are forked from ended ({first_line(error)})"
             ) from error
         _server.ready = True
         assert self._executor is not None
@@ -322,84 +248,3 @@ def _enter(lifeline: socket.socket) -> None:
 def _end_with(lifeline: socket.socket) -> None:
     lifeline.recv(1)
     os._exit(1)
-
-
-# --- a cluster ------------------------------------------------------------------------------------------------------
-
-
-class _ClusterLane(Lane):
-    """The executor of a cluster's client; it holds two tasks for each thread of the cluster, one of them in reserve."""
-
-    def __init__(self, client: "Client", address: str, threads: int, preload: Sequence[str]) -> None:
-        self._client = client
-        self._address = address
-        self._prepare = (threads, tuple(preload))
-        # equal tasks are tasks all the same: `pure` would compute one of them
-        self._executor = client.get_executor(pure=False)
-        self._room = 1
-        self._look_at = 0.0
-
-    def threads_of_cluster(self) -> int:
-        """Return how many tasks the cluster computes at a time."""
-        return sum(self._client.nthreads().values())
-
-    def free(self) -> bool:
-        if time.monotonic() >= self._look_at:
-            with contextlib.suppress(Exception):  # the client reconnects, or has given up and says so when we submit
-                self._room = 2 * max(1, self.threads_of_cluster())
-            self._look_at = time.monotonic() + _LOOK
-        return self.held < self._room
-
-    def submit(self, packed: bytes) -> "Future[bytes]":
-        try:
-            future = self._executor.submit(answer, packed, *self._prepare)
-        except Exception as error:
-            raise DyneqError(
-                f"the connection to the scheduler at {self._address!r} was lost ({_first_line(error)}); what was "
-                "finished is kept, run again to go on"
-            ) from error
-        self.held += 1
-        return future
-
-    def collect(self, future: "Future[bytes]") -> bytes:
-        from distributed import KilledWorker
-
-        self.held -= 1
-        if future.cancelled():
-            raise TaskDropped("the cluster cancelled it, or the connection to the scheduler was lost")
-        try:
-            return future.result()
-        except KilledWorker as error:
-            raise WorkerDied(f"{error.allowed_failures + 1} workers died of it") from error
-
-    def kill(self) -> None:
-        with contextlib.suppress(Exception):  # where the connection is lost there is nothing to cancel
-            self._executor.shutdown(wait=False)
-
-    def close(self) -> None:
-        self._executor.shutdown()
-
-
-@contextlib.contextmanager
-def _quiet_logs() -> Iterator[None]:
-    """Keep the library's loggers from standard error: what matters of it is said in sentences."""
-    names = [n for n in logging.root.manager.loggerDict if n.partition(".")[0] in ("distributed", "tornado")]
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _one_line(table: str) -> str:
-    """Return a text with a drawn table as one line: without its rules, rows set apart by semicolons."""
-    rows = [line.strip(" |") for line in table.splitlines() if line.strip("+-= ")]
-    return "; ".join(" ".join(row.split()) for row in rows)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

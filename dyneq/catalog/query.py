@@ -35,8 +35,8 @@ RESULTS = Schema(
         },
         **{name: Column(f"r.{name}", "number") for name in ("version", "batch", "eps", "step", "duration", "bytes")},
         "sha256": Column("r.checkpoint", "text"),
-        "run": Column("r.checkpoint IN (SELECT c.sha256 FROM checkpoints c WHERE c.run {compare})", "many"),
-        "kind": Column("r.checkpoint IN (SELECT c.sha256 FROM checkpoints c WHERE c.kind {compare})", "many"),
+        "run": Column("r.id IN (SELECT v.id FROM runs_of_results v WHERE v.run {compare})", "many"),
+        "kind": Column("(SELECT c.kind FROM checkpoints c WHERE c.sha256 = r.checkpoint LIMIT 1)", "text"),
         "tag": Column("r.checkpoint IN (SELECT t.sha256 FROM tags t WHERE t.tag {compare})", "many"),
     },
     documents={

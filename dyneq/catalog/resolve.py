@@ -15,6 +15,7 @@ from dyneq.catalog.packaged import reference_names
 from dyneq.catalog.request import Request
 from dyneq.catalog.store import Store
 from dyneq.errors import DyneqError, UsageError, nearest
+from dyneq.files import is_file
 from dyneq.probes.base import Params, Probe
 from dyneq.systems.checkpoint import Checkpoint
 from dyneq.systems.checkpoint_io import load_checkpoint
@@ -30,11 +31,13 @@ class Subject:
         name: What it is called in messages and tables.
         checkpoint: The checkpoint, None for a system made by a factory.
         system: The system made by a factory, None for a checkpoint.
+        run: The run it belongs to, empty if none.
     """
 
     name: str
     checkpoint: Checkpoint | None = None
     system: System | None = None
+    run: str = ""
 
     def bind(
         self,
@@ -122,15 +125,15 @@ def open_checkpoint(name: str | Path, *, store: Store | str | Path | None = None
         DyneqError: If the file is damaged, is gone, or was changed since it was added to the catalog.
     """
     text = str(name)
-    if Path(text).is_file() or Path(text).suffix in (".pt", ".safetensors"):
+    if is_file(Path(text)) or Path(text).suffix in (".pt", ".safetensors"):
         checkpoint = load_checkpoint(text, trust=trust)
         return Subject(checkpoint.name, checkpoint)
-    if ":" in text:
-        return Subject(text, system=load_system(text))
     packaged = reference_names()
     store = store if isinstance(store, Store) else Store(store)
     with store.reading() as index:
         entry = None if index is None else names.resolve(store, index, text)
+        if entry is None and ":" in text:
+            return Subject(text, system=load_system(text))
         if entry is None and text not in packaged:
             close = nearest(text, packaged) if index is None else names.similar(index, text, packaged)
             raise UsageError(
@@ -167,7 +170,7 @@ def open_entry(entry: Entry, *, trust: bool = False) -> Subject:
             f"{str(checkpoint.sha256)[:12]}); restore it, or add it again"
         )
     checkpoint.name = entry.label
-    return Subject(entry.label, checkpoint)
+    return Subject(entry.label, checkpoint, run=entry.run)
 
 
 def as_entry(subject: Subject) -> Entry | None:
@@ -176,7 +179,8 @@ def as_entry(subject: Subject) -> Entry | None:
     if held is None or held.path is None or held.sha256 is None:
         return None
     content = content_of(held, 0)
-    return Entry(held.sha256, "", subject.name, held.step, held.path, content.samples, content.eps)
+    name = held.path.stem if subject.run else subject.name
+    return Entry(held.sha256, subject.run, name, held.step, held.path, content.samples, content.eps)
 
 
 def selected(store: Store, selection: str) -> list[Entry]:
@@ -187,7 +191,9 @@ def selected(store: Store, selection: str) -> list[Entry]:
     """
     with store.reading() as index:
         rows = (
-            [] if index is None else query.select(index, "checkpoints", selection, names.BRIEF, "c.run, c.step, c.name")
+            []
+            if index is None
+            else query.select(index, "checkpoints", selection, names.BRIEF, "c.run, c.step, c.name, c.copied DESC")
         )
     entries = _once(rows, store)
     if not entries:
@@ -201,16 +207,20 @@ def selected(store: Store, selection: str) -> list[Entry]:
 def every_entry(store: Store) -> list[Entry]:
     """Return all checkpoints of the catalog, each digest once, in the order of run and step."""
     with store.reading() as index:
-        rows = [] if index is None else query.select(index, "checkpoints", None, names.BRIEF, "c.run, c.step, c.name")
+        rows = (
+            []
+            if index is None
+            else query.select(index, "checkpoints", None, names.BRIEF, "c.run, c.step, c.name, c.copied DESC")
+        )
     return _once(rows, store)
 
 
 def _once(rows: list[sqlite3.Row], store: Store) -> list[Entry]:
-    """Return the first entry of every digest, in order: twin runs hold the same checkpoint twice."""
-    first: dict[str, Entry] = {}
+    """Return one entry of every digest, in order, of several places one whose file is there."""
+    places: dict[str, list[sqlite3.Row]] = {}
     for row in rows:
-        first.setdefault(row["sha256"], Entry.of(row, store))
-    return list(first.values())
+        places.setdefault(row["sha256"], []).append(row)
+    return [names.first_there(store, held) for held in places.values()]
 
 
 def default_entries(store: Store) -> list[Entry]:

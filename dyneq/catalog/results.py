@@ -74,7 +74,12 @@ def result_folder(store: Store, probe: str, identifier: str) -> Path:
     if not PROBE_NAME.fullmatch(probe) or not re.fullmatch(r"[0-9a-f]{16}-[1-9][0-9]{0,8}", identifier):
         raise DyneqError(
             f"a result is kept under a probe's name (a to z, 0 to 9, _ and -) and an identifier, not {probe!r} and "
-            f"{identifier!r}; rename the probe"
+            f"{identifier!r}; rename the probe, or move what is not a result out of the store"
+        )
+    if os.path.islink(store.results / probe):
+        raise Damaged(
+            f"the stored result {probe}/{identifier} is out of reach: {store.results / probe} is a link, and no path "
+            "leads out of a store; move the whole store instead, name it with --store, and compute again with --force"
         )
     return store.results / probe / identifier
 
@@ -114,15 +119,16 @@ NEWEST = "SELECT probe, id FROM results WHERE key = ? ORDER BY serial DESC LIMIT
 
 
 def put(
-    store: Store, request: Request, ds: "xr.Dataset", *, name: str, step: int = 0, force: bool = False
+    store: Store, request: Request, ds: "xr.Dataset", *, name: str, run: str = "", step: int = 0, force: bool = False
 ) -> StoredResult:
-    """Write a result: all of it is on disk and in the index when this returns, or nothing is.
+    """Write a result: all of it is on disk and in the index when this returns; what fails earlier is not acknowledged.
 
     Args:
         store: The store.
         request: What it answers.
         ds: The dataset, with its provenance attributes.
         name: What the checkpoint is called.
+        run: The run it belongs to, empty if none.
         step: The checkpoint's training step.
         force: Keep it beside a result the request already has, instead of giving that one back.
 
@@ -154,6 +160,7 @@ def put(
                 serial=0,
                 request=request,
                 name=name,
+                run=run,
                 step=step,
                 status=str(ds.attrs.get("status", "")),
                 stored_at=datetime.now(UTC).isoformat(timespec="microseconds"),

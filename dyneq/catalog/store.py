@@ -9,12 +9,15 @@
       files/SHA256.pt                   checkpoints that were copied in
       results/PROBE/KEY-SERIAL/         one result: manifest.json and data.zarr
       .tmp/                             what is being written
+      .damaged/                         results that `dyneq catalog gc --damaged` moved out of the way
 """
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 from dyneq.catalog import locks
@@ -130,9 +133,28 @@ class Store:
             yield None
             return
         if not self.index_file.exists():
-            self._restore_index()
+            try:
+                self._restore_index()
+            except DyneqError as error:
+                with self._borrowed_index(error) as index:
+                    yield index
+                return
         with Index(self.index_file, readonly=True) as index:
             yield index
+
+    @contextmanager
+    def _borrowed_index(self, refusal: DyneqError) -> Iterator[Index]:
+        """Give an index made in a temporary folder, where the store's own is missing and cannot be written."""
+        from dyneq.catalog.rebuild import fill
+
+        with tempfile.TemporaryDirectory(prefix="dyneq-index-", ignore_cleanup_errors=True) as folder:
+            draft = Path(folder) / self.index_file.name
+            try:
+                fill(self, draft)
+            except (OSError, DyneqError):
+                raise refusal from None
+            with Index(draft, readonly=True) as index:
+                yield index
 
     def _restore_index(self) -> None:
         """Make a missing index from the folders: reading none would show an empty store."""
@@ -164,14 +186,45 @@ class Store:
                 "or name another --store"
             ) from error
 
+    @cached_property
+    def _resolved(self) -> Path:
+        return Path(os.path.realpath(self.root))
+
     def relative(self, path: Path) -> str:
         """Return how a checkpoint's place is kept: from the store's folder if it is beside or inside it, else absolute.
 
-        A project folder that is moved with its store keeps its catalog that way.
+        A project folder that is moved with its store keeps its catalog that way. Links of the checkpoint's own path
+        stay as they are, for data folders are linked on purpose; those of the store's path are resolved, so that a
+        store means the same places whichever way it is reached.
         """
-        path, home = path.absolute(), self.root.absolute().parent
-        return os.path.relpath(path, self.root.absolute()) if path.is_relative_to(home) else str(path)
+        path, named = without_dots(path), without_dots(self.root)
+        if path.is_relative_to(named):
+            return os.path.relpath(path, named)
+        homes = [self._resolved]
+        if os.path.realpath(named.parent) == str(self._resolved.parent):
+            homes.append(named)  # the project is reached through a link, the store in it is none
+        for home in homes:
+            if path.is_relative_to(home.parent):
+                return os.path.relpath(path, home)
+        return str(path)
+
+    def spellings(self, path: Path) -> set[str]:
+        """Return every way in which :meth:`relative` may have kept a file before the project was moved."""
+        path = without_dots(path)
+        return {self.relative(path), str(path), os.path.relpath(path, self._resolved)}
 
     def place(self, kept: str) -> Path:
         """Return the file that :meth:`relative` described."""
-        return Path(os.path.normpath(self.root.absolute() / kept))
+        return Path(os.path.normpath(self._resolved / kept))
+
+
+def without_dots(path: Path) -> Path:
+    """Return an absolute path without ``..``; its links are kept, but for those that a ``..`` follows."""
+    found = "/"
+    for part in path.absolute().parts[1:]:
+        if part == "..":
+            # the folder above a link is the one above what it leads to
+            found = os.path.dirname(os.path.realpath(found) if os.path.islink(found) else found)
+        else:
+            found = os.path.join(found, part)
+    return Path(found)

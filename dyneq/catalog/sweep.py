@@ -1,10 +1,12 @@
 """From probes and checkpoints to the tasks of a sweep, and which of them were done before."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from dyneq.catalog.manifest import Damaged
 from dyneq.catalog.names import Entry
 from dyneq.catalog.request import Request
-from dyneq.catalog.results import NEWEST, result_folder
+from dyneq.catalog.results import NEWEST, open_stored
 from dyneq.catalog.specs import parse_probe
 from dyneq.catalog.store import Store
 from dyneq.catalog.work import Task
@@ -50,9 +52,7 @@ def plan(
                 plain = params.model_dump(mode="json")
                 tasks.append(
                     Task(
-                        name=entry.label,
-                        path=str(entry.path.absolute()),
-                        sha256=entry.sha256,
+                        entry=replace(entry, path=entry.path.absolute()),
                         probe=probe.name,
                         params=plain,
                         store=str(store.root.absolute()),
@@ -75,6 +75,15 @@ def plan(
                     device=device or "cpu",
                 )
                 rows = [] if index is None or force else index.rows(NEWEST, (request.key,))
-                there = bool(rows) and result_folder(store, rows[0]["probe"], rows[0]["id"]).is_dir()
-                known.append(rows[0]["id"] if there else None)
+                known.append(_undamaged(store, rows[0]["id"], probe.name) if rows else None)
     return tasks, known
+
+
+def _undamaged(store: Store, identifier: str, probe: str) -> str | None:
+    """Return a result's identifier if every byte of it is as it was written; else its task will say what is wrong."""
+    try:
+        stored = open_stored(store, probe, identifier)
+        stored.manifest.check_content(stored.folder)
+    except Damaged:
+        return None
+    return identifier

@@ -23,8 +23,8 @@ class Verified:
     """What was checked and what was found.
 
     Attributes:
-        checkpoints: Number of checkpoint records.
-        results: Number of results whose every byte was compared.
+        checkpoints: Number of checkpoint records that can be read.
+        results: Number of results whose every byte is as it was written.
         problems: One sentence each; empty if all is as it was written.
     """
 
@@ -46,6 +46,7 @@ def verify(store: Store, progress: Callable[[str, float], None] = lambda what, s
         problems = list(_index_problems(store))
         known, results = list(records(store)), list(manifests(store))
     total, done = max(len(known) + len(results), 1), 0
+    whole = 0
     for record in known:
         progress("checkpoints", done / total)
         done += 1
@@ -60,7 +61,9 @@ def verify(store: Store, progress: Callable[[str, float], None] = lambda what, s
             manifest.check_content(result_folder(store, manifest.request.probe, manifest.id))
         except Damaged as error:
             problems.append(str(error))
-    return Verified(len(known), len(results), problems)
+        else:
+            whole += 1
+    return Verified(sum(isinstance(record, Record) for record in known), whole, problems)
 
 
 @contextlib.contextmanager
@@ -86,7 +89,7 @@ def _index_problems(store: Store) -> Iterator[str]:
             yield str(error)
             return
     for table, columns in (("checkpoints", CHECKPOINT), ("results", RESULT), ("tags", {"tag": "", "sha256": ""})):
-        key = {"checkpoints": ("sha256", "run"), "results": ("id",), "tags": ("tag", "sha256")}[table]
+        key = {"checkpoints": ("sha256", "run", "name", "path"), "results": ("id",), "tags": ("tag", "sha256")}[table]
         at = [list(columns).index(name) for name in key]
         yield from _differences(table, at, expected[table], found[table], advice)
 

@@ -2,8 +2,9 @@
 
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
+from dyneq.catalog.names import Entry
 
 
 @dataclass(frozen=True)
@@ -11,9 +12,7 @@ class Task:
     """What a worker is told; plain values only, so that it travels to any process.
 
     Attributes:
-        name: What the checkpoint is called in tables.
-        path: Its file, absolute.
-        sha256: The digest it must have.
+        entry: The checkpoint, its file given by an absolute path.
         probe: Name of the probe.
         params: Its parameters.
         store: Folder of the store, absolute; the cluster's workers must see both under the same names.
@@ -25,9 +24,7 @@ class Task:
         trust: Unpickle whatever the checkpoint holds.
     """
 
-    name: str
-    path: str
-    sha256: str
+    entry: Entry
     probe: str
     params: dict[str, Any] = field(default_factory=dict)
     store: str = ".dyneq"
@@ -61,13 +58,11 @@ def perform(task: Task) -> Done:
         DyneqError: If the checkpoint is gone, damaged or another, the probe fails, or the result cannot be stored.
     """
     from dyneq.catalog.measure import measure
-    from dyneq.catalog.names import Entry
     from dyneq.catalog.resolve import open_entry
 
     begun = time.perf_counter()
-    entry = Entry(task.sha256, "", task.name, 0, Path(task.path), 0, None)
     done = measure(
-        open_entry(entry, trust=task.trust),
+        open_entry(task.entry, trust=task.trust),
         task.probe,
         task.params,
         batch=task.batch,

@@ -1,8 +1,9 @@
 """Datasets as zarr v3 on disk, exactly; and a zarr store that gives no byte that was not written.
 
 Any zarr reader sees the variables and their plain attributes. What zarr or xarray would take for an instruction, or has
-no type for, is kept under two names of ours: ``dyneq_attributes`` holds such attributes as JSON, and ``dyneq_dtype``
-says what a variable of text or times was, for text is stored as variable-length UTF-8 and times as their counts.
+no type for, is kept under names of ours: ``dyneq_attributes`` holds such attributes as JSON, ``dyneq_dtype`` says what
+a variable of text or times was, for text is stored as variable-length UTF-8 and times as their counts, and
+``dyneq_order`` the order of the variables.
 """
 
 import asyncio
@@ -30,11 +31,11 @@ from dyneq.catalog.plain import (
 )
 from dyneq.errors import DyneqError
 
-DTYPE, REST = "dyneq_dtype", "dyneq_attributes"
+DTYPE, REST, ORDER = "dyneq_dtype", "dyneq_attributes", "dyneq_order"
 #: Names that xarray's or zarr's reading of the CF conventions would take for instructions.
 _RESERVED = {
     *("_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned", "_Encoding", "dtype", "coordinates"),
-    *("grid_mapping", "bounds", "calendar", "_ARRAY_DIMENSIONS", DTYPE, REST),
+    *("grid_mapping", "bounds", "calendar", "_ARRAY_DIMENSIONS", DTYPE, REST, ORDER),
 }
 
 
@@ -84,6 +85,10 @@ def read_zarr(store: Path | LocalStore, chunks: Any = None) -> xr.Dataset:
             restored[name] = xr.Variable(variable.dims, values, variable.attrs)
     coords = {n: v for n, v in restored.items() if n in ds.coords}
     ds = ds.assign_coords(coords).assign({n: v for n, v in restored.items() if n not in coords})
+    order = ds.attrs.pop(ORDER, None)
+    if isinstance(order, list) and set(order) == set(ds.data_vars):
+        # a folder lists its members in an order of its own
+        ds = xr.Dataset({name: ds.variables[name] for name in order}, attrs=ds.attrs).assign_coords(ds.coords)
     for held in (ds, *ds.variables.values()):
         if REST in held.attrs:
             held.attrs.update(decode_attributes(json.loads(held.attrs.pop(REST))))
@@ -103,7 +108,8 @@ def _encoded(ds: xr.Dataset) -> xr.Dataset:
         variables[name] = xr.Variable(variable.dims, values, attributes | ({} if mark is None else {DTYPE: mark}))
     # without indexes, which would have their own idea of a dtype
     out = xr.Dataset(
-        {n: v for n, v in variables.items() if n not in ds.coords}, attrs=_for_zarr(ds.attrs, "the dataset")
+        {n: v for n, v in variables.items() if n not in ds.coords},
+        attrs={**_for_zarr(ds.attrs, "the dataset"), ORDER: [str(name) for name in ds.data_vars]},
     )
     return out.assign_coords(xr.Coordinates({n: variables[n] for n in ds.coords}, indexes={}))
 

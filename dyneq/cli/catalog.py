@@ -9,6 +9,7 @@ import click
 from dyneq.cli import tables
 from dyneq.cli.options import json_option, limit_option, progress_display, quiet_option, select_option, store_option
 from dyneq.errors import DyneqError, UsageError
+from dyneq.files import is_folder
 
 if TYPE_CHECKING:
     from dyneq.catalog.entries import Record
@@ -46,7 +47,7 @@ def add(
     from dyneq.catalog.checkpoints import add_file, checkpoint_files
     from dyneq.catalog.store import Store
 
-    files = [file for path in paths for file in (checkpoint_files(path) if path.is_dir() else [path])]
+    files = [file for path in paths for file in (checkpoint_files(path) if is_folder(path) else [path])]
     if not files:
         raise DyneqError(
             f"there is no .pt or .safetensors file below {', '.join(map(str, paths))}; name another folder"
@@ -57,21 +58,22 @@ def add(
 
         how = read_mapping(mapping)
     home, added, failed = Store(store), [], []
+    tell = lambda sentence: click.echo(f"dyneq: {sentence}", err=True)  # noqa: E731
     with progress_display("adding", quiet) as progress:
         for i, file in enumerate(files):
             progress(file.name, i / len(files))
             try:
-                added.append(add_file(home, file, run=run, tags=tags, copy=copy, mapping=how, trust=trust))
-            except UsageError:
-                raise
+                added.append(add_file(home, file, run=run, tags=tags, copy=copy, mapping=how, trust=trust, tell=tell))
             except DyneqError as error:
-                if len(files) == 1:
+                if len(files) == 1 or isinstance(error, UsageError):
                     raise
                 failed.append(str(error))
-                click.echo(f"dyneq: {error}", err=True)
+                tell(str(error))
     if as_json:
-        shown = [{"sha256": r.sha256, "step": r.content.step, "names": [p.name for p in r.places]} for r in added]
-        click.echo(json.dumps({"schema": 1, "command": "catalog add", "results": shown, "failed": failed}))
+        rows = [
+            {"sha256": r.sha256, "step": r.content.step, "names": sorted({p.name for p in r.places})} for r in added
+        ]
+        click.echo(json.dumps({"schema": 1, "command": "catalog add", "results": rows, "failed": failed}))
     else:
         click.echo(f"{len(added)} of {len(files)} checkpoints are in the catalog of {home.root}")
     return 3 if failed and added else 1 if failed else 0
@@ -89,7 +91,7 @@ def listing(selection: str | None, limit: int | None, store: str | None, as_json
 
     brief = (
         "c.sha256, c.run, c.name, c.step, c.path, c.added_at, c.bytes, c.made_by, "
-        "(SELECT group_concat(t.tag, ' ') FROM tags t WHERE t.sha256 = c.sha256) AS tags, "
+        "(SELECT json_group_array(t.tag) FROM tags t WHERE t.sha256 = c.sha256) AS tags, "
         f"{'c.metrics' if as_json else 'c.metrics ->> ' + _LOSS + ' AS val'}"
     )
     order = "c.added_at DESC, c.step DESC, c.sha256"
@@ -104,7 +106,7 @@ def listing(selection: str | None, limit: int | None, store: str | None, as_json
             {
                 **{key: row[key] for key in keys},
                 "path": str(home.place(row["path"])),
-                "tags": (row["tags"] or "").split(),
+                "tags": json.loads(row["tags"]),
                 "metrics": json.loads(row["metrics"]),
             }
             for row in rows
@@ -127,7 +129,7 @@ def listing(selection: str | None, limit: int | None, store: str | None, as_json
                     str(row["step"]),
                     f"{row['val']:.4f}" if isinstance(row["val"], int | float) else "",
                     tables.moment(row["added_at"]),
-                    row["tags"] or "",
+                    " ".join(json.loads(row["tags"])),
                     row["made_by"],
                 )
                 for row in rows
@@ -155,14 +157,14 @@ def show(name: str, store: str | None, as_json: bool) -> None:
     places = [(p, home.place(p.path)) for p in record.places]
     if as_json:
         result = json.loads(record.to_json())
-        for kept, (_, path) in zip(result["places"], sorted(places, key=lambda p: p[0].run), strict=True):
-            kept |= {"path": str(path), "exists": path.exists()}
+        for kept in result["places"]:
+            kept |= {"path": str(path := home.place(kept["path"])), "exists": path.exists()}
         result["results"] = {row["probe"]: row["n"] for row in found}
         click.echo(tables.document("catalog show", [result]))
         return
     content = record.content
     lines = [
-        f"{places[0][0].name}  {record.sha256}",
+        f"{'  '.join(sorted({p.name for p in record.places}))}  {record.sha256}",
         f"  block     {content.kind}, eps {content.eps}, {content.samples} pinned samples",
         f"  size      {tables.size(content.bytes)}",
         f"  step      {content.step}",
@@ -175,7 +177,7 @@ def show(name: str, store: str | None, as_json: bool) -> None:
         lines.append(f"            run {place.run or '(none)'}, made {place.made_at} by {place.made_by}")
     for title, values in (("metrics", content.metrics), ("config", content.config), ("recipe", content.recipe)):
         lines += [f"  {title}", *_indented(values)]
-    click.echo("\n".join(lines))
+    click.echo("\n".join(map(tables.visible, lines)))
 
 
 _RESULTS_OF = "SELECT probe, count(*) AS n FROM results WHERE checkpoint = ? GROUP BY probe ORDER BY probe"
@@ -223,7 +225,7 @@ def verify(store: str | None, quiet: bool, as_json: bool) -> int:
         click.echo(tables.document("catalog verify", [counts], "damaged" if found.problems else "complete"))
         return 1 if found.problems else 0
     for problem in found.problems:
-        click.echo(problem)
+        click.echo(tables.visible(problem))
     state = f"{len(found.problems)} problems" if found.problems else "all as written"
     click.echo(f"{found.checkpoints} checkpoints and {found.results} results of {home.root}: {state}")
     return 1 if found.problems else 0
@@ -248,20 +250,23 @@ def rebuild(store: str | None) -> int:
 
 @catalog.command()
 @click.option("--missing", is_flag=True, help="Also forget checkpoints whose files are gone; their results stay.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--damaged", is_flag=True, help="Also move damaged results to .damaged in the store.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @store_option
-def gc(missing: bool, dry_run: bool, store: str | None) -> None:
+def gc(missing: bool, damaged: bool, dry_run: bool, store: str | None) -> None:
     """Remove what killed processes left behind; a finished result is never removed."""
     from dyneq.catalog.gc import collect
     from dyneq.catalog.store import Store
 
     home = Store(store)
-    done = collect(home, missing=missing, dry_run=dry_run)
+    done = collect(home, missing=missing, damaged=damaged, dry_run=dry_run)
     verb = "would remove" if dry_run else "removed"
     for path, count in done.files.items():
         click.echo(f"{verb} {path} ({tables.size(count)})")
     for sentence in done.forgotten:
         click.echo(f"{'would forget' if dry_run else 'forgot'} {sentence}")
+    for sentence in done.moved:
+        click.echo(f"{'would move' if dry_run else 'moved'} {sentence}")
     click.echo(f"{verb} {len(done.files)} leftovers, {tables.size(sum(done.files.values()))}")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dyneq.cli.options import json_option, progress_display, quiet_option, store_option
-from dyneq.cli.tables import plain
+from dyneq.cli.tables import plain, visible
 from dyneq.errors import DyneqError, UsageError
 
 if TYPE_CHECKING:
@@ -40,12 +40,23 @@ _COMMON = [
     ),
     click.option("--eps", type=float, envvar="DYNEQ_EPS", help="Step of the relaxation (default: the checkpoint's)."),
     json_option,
-    click.option("--out", type=click.Path(path_type=Path), help="Write the dataset: FILE.zarr or FILE.nc."),
-    click.option("--plot", type=click.Path(path_type=Path), help="Write the figure: FILE.png, .pdf or .svg."),
-    click.option("--select", metavar="SELECTION", help="Checkpoints of the catalog, as 'run=floss-3 and step>=800'."),
+    click.option(
+        "--out", envvar="DYNEQ_OUT", type=click.Path(path_type=Path), help="Write the dataset: FILE.zarr or FILE.nc."
+    ),
+    click.option(
+        "--plot", envvar="DYNEQ_PLOT", type=click.Path(path_type=Path), help="Write the figure: FILE.png, .pdf or .svg."
+    ),
+    click.option(
+        "--select",
+        metavar="SELECTION",
+        envvar="DYNEQ_SELECT",
+        help="Checkpoints of the catalog, as 'run=floss-3 and step>=800'.",
+    ),
     store_option,
-    click.option("--force", is_flag=True, help="Measure again even if the store has the result."),
-    click.option("--trust", is_flag=True, help="Unpickle whatever a checkpoint holds: it can run any code."),
+    click.option("--force", is_flag=True, envvar="DYNEQ_FORCE", help="Measure again even if the store has the result."),
+    click.option(
+        "--trust", is_flag=True, envvar="DYNEQ_TRUST", help="Unpickle whatever a checkpoint holds: it can run any code."
+    ),
     quiet_option,
 ]
 
@@ -205,7 +216,7 @@ def _write(probe: "Probe", ds: "xr.Dataset", common: dict[str, Any], names: list
 def heading(ds: "xr.Dataset") -> str:
     """Return the first line of a printed result: what was measured."""
     a = ds.attrs
-    name = a.get("checkpoint", a["system"])
+    name = visible(str(a.get("checkpoint", a["system"])))
     step = f", step {a['checkpoint_step']}" if "checkpoint_step" in a else ""
     kind = "a map" if a["time"] == "map" else f"eps {a['eps']:g}"
     return f"{name} ({a['system']}{step}), {ds.sizes['sample']} samples, {kind}, {a['dtype']}"

@@ -105,5 +105,10 @@ def run(argv: list[str] | None = None) -> int:
 
 
 def _fail(sentence: str, code: int) -> int:
-    click.echo(f"dyneq: {sentence}", err=True)
+    shown = (
+        sentence
+        if sentence.isprintable()
+        else "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in sentence)
+    )
+    click.echo(f"dyneq: {shown}", err=True)
     return code

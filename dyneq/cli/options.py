@@ -10,12 +10,19 @@ store_option = click.option(
     "--store", metavar="DIR", envvar="DYNEQ_STORE", help="Folder of catalog and results (default: .dyneq)."
 )
 select_option = click.option(
-    "--select", "selection", metavar="SELECTION", help="Such as 'run=floss-3 and step>=800 and val<2.4'."
+    "--select",
+    "selection",
+    metavar="SELECTION",
+    envvar="DYNEQ_SELECT",
+    help="Such as 'run=floss-3 and step>=800 and val<2.4'.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, envvar="DYNEQ_JSON", help="Print one JSON document.")
 quiet_option = click.option("--quiet", is_flag=True, envvar="DYNEQ_QUIET", help="No progress on standard error.")
 limit_option = click.option(
-    "--limit", type=click.IntRange(0), help="So many of the newest; 0: all (default: 100, and all with --json)."
+    "--limit",
+    type=click.IntRange(0),
+    envvar="DYNEQ_LIMIT",
+    help="So many of the newest; 0: all (default: 100, and all with --json).",
 )
 
 

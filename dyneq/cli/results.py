@@ -107,7 +107,7 @@ def _origin(stored: "StoredResult", ds: "xr.Dataset") -> str:
         f"  bound with  batch {request.batch}, eps {request.eps}, {request.dtype} on {request.device}",
         f"  computed    {a.get('created_at', 'unknown')} in {manifest.duration:.1f} s by dyneq "
         f"{a.get('creation_library_version', 'unknown')}, torch {a.get('torch_version', 'unknown')}",
-        f"  code        {f'commit {git[:12]}' if git else 'no git'}{' with changes' if a.get('git_dirty') else ''}",
+        f"  folder      {f'commit {git[:12]}' if git else 'no git'}{' with changes' if a.get('git_dirty') else ''}",
         f"  stored      {tables.moment(manifest.stored_at)} UTC, {tables.size(manifest.size)}, {stored.folder}",
     ]
     return "\n".join(lines)
@@ -115,8 +115,12 @@ def _origin(stored: "StoredResult", ds: "xr.Dataset") -> str:
 
 def _said(probe: str, ds: "xr.Dataset") -> str:
     """Return what the probe's own command would print."""
+    from dyneq import plugins
     from dyneq.cli.generic import show as generic_show
     from dyneq.cli.main import command_module
+
+    if probe not in plugins.names(plugins.PROBES):
+        return f"{ds}\n\n  ! the probe {probe!r} is not installed, so nothing is read out of its numbers here"
 
     module = command_module(probe)
     own: Callable[[xr.Dataset], str] | None = None if module is None else getattr(import_module(module), "show", None)
@@ -145,10 +149,9 @@ def export(name: str, out: Path, store: str | None) -> None:
 def diff(first: str, second: str, store: str | None, as_json: bool) -> None:
     """Say what moved between two results, and by how much relative to their error bars."""
     from dyneq.catalog.diff import compare
-    from dyneq.probes.registry import get_probe
 
     a, b = _stored(first, store), _stored(second, store)
-    comparison = compare(a.open().load(), b.open().load(), get_probe(a.manifest.request.probe))
+    comparison = compare(a.open().load(), b.open().load())
     if as_json:
         click.echo(tables.document("results diff", [{"first": a.id, "second": b.id, **comparison.to_plain()}]))
         return

@@ -8,7 +8,7 @@ import click
 
 from dyneq.cli import tables
 from dyneq.cli.options import json_option, quiet_option, select_option, store_option
-from dyneq.errors import UsageError
+from dyneq.errors import DyneqError, UsageError
 
 if TYPE_CHECKING:
     from dyneq.catalog.fanout import Pool
@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from dyneq.catalog.work import Task
 
 #: What workers import before their first task.
-PRELOAD = ("dyneq.catalog.measure", "dyneq.catalog.zarr_io", "dyneq.probes.spectrum", "dyneq.systems.thick")
+PRELOAD = (
+    "dyneq.catalog.measure",
+    "dyneq.catalog.zarr_io",
+    "dyneq.probes.spectrum",
+    "dyneq.systems.thick",
+    "dask.array",
+)
 
 
 @click.command()
@@ -31,14 +37,18 @@ PRELOAD = ("dyneq.catalog.measure", "dyneq.catalog.zarr_io", "dyneq.probes.spect
     "--workers", type=int, default=None, envvar="DYNEQ_WORKERS", help="Processes on this machine.  [default: 1]"
 )
 @click.option("--scheduler", metavar="ADDRESS", envvar="DYNEQ_SCHEDULER", help="A running dask.distributed cluster.")
-@click.option("--threads", type=int, default=1, show_default=True, help="Threads of each worker.")
+@click.option(
+    "--threads", type=int, envvar="DYNEQ_THREADS", default=1, show_default=True, help="Threads of each worker."
+)
 @click.option("--batch", type=int, envvar="DYNEQ_BATCH", help="Samples of the pinned batch to use (default: all).")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), envvar="DYNEQ_SEED", help="Seed of all randomness.")
 @click.option("--device", envvar="DYNEQ_DEVICE", help="Torch device (default: cpu).")
 @click.option("--dtype", type=click.Choice(["float64", "float32"]), envvar="DYNEQ_DTYPE", help="Precision.")
 @click.option("--eps", type=float, envvar="DYNEQ_EPS", help="Step of the relaxation (default: the checkpoint's).")
-@click.option("--force", is_flag=True, help="Measure again even what the store has.")
-@click.option("--trust", is_flag=True, help="Unpickle whatever a checkpoint holds: it can run any code.")
+@click.option("--force", is_flag=True, envvar="DYNEQ_FORCE", help="Measure again even what the store has.")
+@click.option(
+    "--trust", is_flag=True, envvar="DYNEQ_TRUST", help="Unpickle whatever a checkpoint holds: it can run any code."
+)
 @store_option
 @quiet_option
 @json_option
@@ -74,11 +84,11 @@ def run(
             click.echo(f"dyneq: {notice}", err=True)
         from dyneq.catalog.sweep import plan
 
-        entries = _subjects(home, selection, checkpoints, everything, settings["trust"])
+        entries, broken = _subjects(home, selection, checkpoints, everything, settings["trust"])
         tasks, known = plan(probes, entries, home, **settings)
         if None in known:
             home.require_writable()
-        outcomes = _compute(pool, tasks, known, quiet or as_json)
+        outcomes = [*_compute(pool, tasks, known, quiet or as_json), *broken]
     failed = [o for o in outcomes if o["status"] == "failed"]
     if as_json:
         status = "failed" if len(failed) == len(outcomes) else "some failed" if failed else "complete"
@@ -92,7 +102,8 @@ def run(
 
 @contextlib.contextmanager
 def _pool(workers: int, scheduler: str | None, threads: int) -> "Iterator[Pool]":
-    from dyneq.catalog.pools import cluster_pool, local_pool
+    from dyneq.catalog.cluster import cluster_pool
+    from dyneq.catalog.pools import local_pool
 
     if scheduler is not None:
         with cluster_pool(scheduler, threads, PRELOAD) as pool:
@@ -104,11 +115,12 @@ def _pool(workers: int, scheduler: str | None, threads: int) -> "Iterator[Pool]"
 
 def _subjects(
     store: "Store", selection: str | None, checkpoints: tuple[str, ...], everything: bool, trust: bool
-) -> "list[Entry]":
-    """Return every checkpoint of the sweep, each digest once.
+) -> "tuple[list[Entry], list[dict[str, Any]]]":
+    """Return every checkpoint of the sweep, each digest once, and an outcome for every name that cannot be opened.
 
     Raises:
         UsageError: If a name stands for nothing, or for a system that has no digest to keep results under.
+        DyneqError: If the only name cannot be opened.
     """
     from dyneq.catalog import resolve
     from dyneq.cli.common import named_subjects
@@ -117,21 +129,31 @@ def _subjects(
         entries = resolve.every_entry(store)
         if not entries:
             raise UsageError(f"the catalog of {store.root} is empty; `dyneq catalog add` fills it")
-        return entries
+        return entries, []
     if selection is not None:
-        return resolve.selected(store, selection)
+        return resolve.selected(store, selection), []
     if not checkpoints and (entries := resolve.default_entries(store)):
-        return entries
-    found = {}
+        return entries, []
+    found: dict[str, Entry] = {}
+    broken: list[dict[str, Any]] = []
     for given, opened in named_subjects(checkpoints, None, store, trust):
-        entry = resolve.as_entry(opened())
+        try:
+            entry = resolve.as_entry(opened())
+        except UsageError:
+            raise
+        except DyneqError as error:
+            if len(checkpoints) == 1:
+                raise
+            told = {"status": "failed", "result": None, "seconds": None, "error": str(error)}
+            broken.append({"checkpoint": given, "sha256": None, "probe": "every probe", **told})
+            continue
         if entry is None:
             raise UsageError(
                 f"{given} is made by a factory, so it has no digest to keep results under; run the probe's own command "
                 "on it, with --out"
             )
         found[entry.sha256] = entry
-    return list(found.values())
+    return list(found.values()), broken
 
 
 def _compute(pool: "Pool", tasks: "list[Task]", known: list[str | None], quiet: bool) -> list[dict[str, Any]]:
@@ -140,7 +162,9 @@ def _compute(pool: "Pool", tasks: "list[Task]", known: list[str | None], quiet: 
     from dyneq.catalog.work import perform
     from dyneq.cli.run_display import display
 
-    outcomes: list[dict[str, Any]] = [{"checkpoint": t.name, "sha256": t.sha256, "probe": t.probe} for t in tasks]
+    outcomes: list[dict[str, Any]] = [
+        {"checkpoint": t.entry.label, "sha256": t.entry.sha256, "probe": t.probe} for t in tasks
+    ]
     for outcome, result in zip(outcomes, known, strict=True):
         if result is not None:
             outcome |= {"status": "found", "result": result, "seconds": 0.0}
@@ -151,12 +175,12 @@ def _compute(pool: "Pool", tasks: "list[Task]", known: list[str | None], quiet: 
         def done(k: int, result: Any) -> None:
             i = left[k]
             if isinstance(result, Failure):
-                outcomes[i] |= {"status": "failed", "result": None, "error": result.sentence}
+                outcomes[i] |= {"status": "failed", "result": None, "seconds": None, "error": result.sentence}
             else:
                 status = "found" if result.found else "computed"
                 outcomes[i] |= {"status": status, "result": result.result, "seconds": round(result.seconds, 3)}
             counts[outcomes[i]["status"]] += 1
-            update(sum(counts.values()), **counts, last=f"{tasks[i].probe} of {tasks[i].name}")
+            update(sum(counts.values()), **counts, last=f"{tasks[i].probe} of {tasks[i].entry.label}")
 
         run_all(perform, [tasks[i] for i in left], pool, done=done)
     return outcomes

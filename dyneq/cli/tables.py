@@ -15,13 +15,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         head: Headings.
         rows: Cells, as many as headings in every row; control characters are shown as escapes.
     """
-    shown = [row if "".join(row).isprintable() else [_visible(cell) for cell in row] for row in rows]
+    shown = [row if "".join(row).isprintable() else [visible(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *shown, strict=True)]
     form = "  ".join(f"{{:<{width}}}" for width in widths)
     return "\n".join(form.format(*row).rstrip() for row in [head, *shown])
 
 
-def _visible(cell: str) -> str:
+def visible(cell: str) -> str:
+    """Return a text with control characters as escapes: names come from files, and a terminal obeys some of them."""
     return cell if cell.isprintable() else cell.encode("unicode_escape").decode()
 
 

@@ -1,13 +1,15 @@
 """Leading eigenvalues of a linearisation, each with its address, residual and condition."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from dyneq.dynamics.drift import Drift, blocks_of
 from dyneq.dynamics.linearization import Linearization
 from dyneq.dynamics.structure import check_causality
 from dyneq.errors import UsageError
@@ -38,6 +40,8 @@ class Pairs:
         residual: norm(J v - mu v) with norm(v) = 1: a backward error.
         condition: 1/abs(w^H v); NaN where no left vector converged.
         converged: Whether the residual is within the solver's tolerance.
+        drift: norm((J(z + d) - J(z)) v) for a displacement d of the state: how far J is off where the state is off by
+            d; 0 where none was given.
     """
 
     block: NDArray[np.int64]
@@ -45,12 +49,21 @@ class Pairs:
     residual: NDArray[np.float64]
     condition: NDArray[np.float64]
     converged: NDArray[np.bool_]
+    drift: NDArray[np.float64]
+
+    @property
+    def error(self) -> NDArray[np.float64]:
+        """First-order estimate of abs(error of mu), for simple eigenvalues; NaN where not converged or not known.
+
+        It is (residual + 2 drift) condition: at a double root the Newton correction is half the distance to it.
+        """
+        with np.errstate(invalid="ignore"):
+            error = np.where(np.isposinf(self.condition), np.inf, (self.residual + 2 * self.drift) * self.condition)
+        return np.where(self.converged & ~np.isnan(self.drift), error, np.nan)
 
     def take(self, index: NDArray[np.int64] | NDArray[np.bool_]) -> "Pairs":
         """Return the pairs of an index array or mask."""
-        return Pairs(
-            self.block[index], self.mu[index], self.residual[index], self.condition[index], self.converged[index]
-        )
+        return Pairs(*(getattr(self, f.name)[index] for f in fields(self)))
 
     def best(self, target: Target, blocks: int) -> NDArray[np.int64]:
         """Return for each block the index of the pair the target wants most, +imag first; -1 where it has none."""
@@ -62,17 +75,18 @@ class Pairs:
         return found
 
     @staticmethod
-    def of(result: EigenResult, names: NDArray[np.int64]) -> "Pairs":
+    def of(result: EigenResult, names: NDArray[np.int64], drift: NDArray[np.float64]) -> "Pairs":
         """Return the pairs of an eigenvalue computation whose batch elements are the blocks ``names``."""
         rows, columns = np.nonzero(result.present)
         at = (rows, columns)
-        return Pairs(names[rows], result.values[at], result.residual[at], result.condition[at], result.converged[at])
+        return Pairs(
+            names[rows], result.values[at], result.residual[at], result.condition[at], result.converged[at], drift[at]
+        )
 
     @staticmethod
     def concatenate(parts: Sequence["Pairs"]) -> "Pairs":
         """Return one table of several."""
-        names = ("block", "mu", "residual", "condition", "converged")
-        return Pairs(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+        return Pairs(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Pairs)))
 
 
 @dataclass(frozen=True)
@@ -132,6 +146,7 @@ def leading_spectrum(
     generator: torch.Generator,
     method: Method = "auto",
     tol: float | None = None,
+    displacement: Tensor | None = None,
 ) -> LeadingSpectrum:
     """Compute the leading eigenpairs of every block for every target, and the globally leading ``count``.
 
@@ -145,6 +160,7 @@ def leading_spectrum(
         generator: Randomness of Krylov starts.
         method: ``token`` (diagonal blocks, causal systems), ``krylov`` or ``dense`` (whole samples), or ``auto``.
         tol: Relative tolerance of the pairs; the solver's default if None.
+        displacement: How far the state may be off, of its shape, for the pairs' ``drift``; NaN samples: not known.
 
     Raises:
         CausalityError: If the token method is used and the system is not causal after all.
@@ -153,12 +169,11 @@ def leading_spectrum(
     samples = linearization.z.shape[0]
     if chosen == "token":
         check_causality(linearization.system, linearization.z)
-        operator, tokens = linearization.token_diagonal(), linearization.z.shape[1]
-    else:
-        operator, tokens = linearization.whole, 1
+    operator, tokens = blocks_of(linearization, chosen)
     dense = chosen == "dense" or operator.dim <= (TOKEN_DENSE_LIMIT if chosen == "token" else 32)
     before = operator.products
     matrices = operator.to_dense() if dense else None
+    drift = None if displacement is None else Drift(linearization, chosen, displacement, operator, matrices)
     solvers: set[str] = set()
 
     def solve(index: NDArray[np.int64], wanted: int) -> Pairs:
@@ -174,7 +189,7 @@ def leading_spectrum(
                 part = operator.restrict(torch.as_tensor(index, device=operator.device))
             result = eigenpairs(part, targets, wanted, generator=generator, tol=tol)
         solvers.add(result.method)
-        return Pairs.of(result, index)
+        return Pairs.of(result, index, np.zeros(result.values.shape) if drift is None else drift(result, index))
 
     wanted = min(2, operator.dim)
     pairs = solve(np.arange(operator.batch), wanted)
@@ -193,7 +208,7 @@ def leading_spectrum(
         chosen == "token",
         pairs,
         leading,
-        operator.products - before,
+        operator.products - before + (0 if drift is None else drift.products),
     )
 
 

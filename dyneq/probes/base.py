@@ -196,12 +196,17 @@ def _few(ds: xr.Dataset, dim: str) -> str:
     return ", ".join(values) + (", ..." if ds.sizes[dim] > 3 else "")
 
 
-def least_cost_pairs(cost: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the rows and columns paired so that the sum of their costs is least; as many as the shorter side has.
+def least_cost_pairs(distance: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the rows and columns paired so that the sum of their squared distances is least.
+
+    As many pairs as the shorter side has. Of plain distances the sum would be the same for many pairings of points on a
+    line, among them ones that pair the first of one side with the last of the other.
 
     Args:
-        cost: ``[rows, columns]``, finite.
+        distance: ``[rows, columns]``, finite.
     """
     from scipy.optimize import linear_sum_assignment
 
-    return linear_sum_assignment(cost)
+    largest = distance.max(initial=0.0)
+    # squares of very large or very small distances do not fit
+    return linear_sum_assignment((distance / largest) ** 2 if largest > 0 else distance)

@@ -1,6 +1,7 @@
 """The attributes every result carries: what was computed, from what, by what, when."""
 
 import functools
+import json
 import subprocess
 from datetime import UTC, datetime
 from typing import Any
@@ -37,7 +38,7 @@ def stamp(
         "schema_version": SCHEMA_VERSION,
         "probe": probe.name,
         "probe_version": probe.version,
-        "params": params.model_dump_json(),
+        "params": json.dumps(params.model_dump(mode="json")),  # pydantic's own JSON has null for infinity and NaN
         "system": system.name,
         "time": str(system.time),
         "eps": system.eps,

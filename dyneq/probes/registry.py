@@ -101,6 +101,14 @@ def _maker(ds: xr.Dataset) -> Probe:
             f"a result is a dataset whose attribute 'probe' names what made it, but this one {held}; pass what "
             "dyneq.run_probe returned (most operations of xarray drop attributes: use keep_attrs=True)"
         )
+    several = [str(d) for d in ds.get("computed", xr.DataArray(True)).dims] or [
+        d for d in ("checkpoint",) if d in ds.dims
+    ]
+    if "combined_results" in ds.attrs and several:
+        raise UsageError(
+            f"a probe reads one result at a time, but this dataset combines {ds.attrs['combined_results']} along "
+            f"{', '.join(several)}; open one with dyneq.open_result"
+        )
     probe = get_probe(ds.attrs["probe"])
     made = ds.attrs.get("probe_version", probe.version)
     if made != probe.version:  # versions count changes of meaning, so it could be read wrongly

@@ -7,6 +7,7 @@ import torch
 import xarray as xr
 from pydantic import Field
 
+from dyneq.dynamics.correction import root_displacement
 from dyneq.dynamics.relax import relax
 from dyneq.dynamics.residuals import least_size, relative_size
 from dyneq.dynamics.roots import STARTS, STEEP, Roots, Start, find_root
@@ -53,12 +54,19 @@ class RootProbe(Probe):
         roots = find_root(
             system, relaxation=relaxation, starts=params.starts, explore=params.explore, generator=generator
         )
-        ds = _dataset(system, roots)
+        ds = _dataset(system, roots, generator)
         progress("done", 1.0)
         return ds
 
     def match(self, a: xr.Dataset, b: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
-        """Return two results on the same samples, further roots of a sample paired by their distance."""
+        """Return two results on the same samples, their further roots paired.
+
+        Further roots of a sample are paired so that the sum of the squared differences of their distances is least.
+
+        Args:
+            a: A result of this probe.
+            b: Another one.
+        """
         for ds in (a, b):
             require(ds, ("other_sample", "other_distance"), "root probe")
         a, b = align(a, b, exclude=("other",))
@@ -121,7 +129,7 @@ def _further(ds: xr.Dataset, which: list[int]) -> xr.Dataset:
     return ds.isel(other=which).assign_attrs(unmatched=left)
 
 
-def _dataset(system: System, roots: Roots) -> xr.Dataset:
+def _dataset(system: System, roots: Roots, generator: torch.Generator) -> xr.Dataset:
     relaxation = roots.relaxation
     assert relaxation is not None
     # relative to a thousandth of norm(z_0) where the root is smaller than that, as the residuals are
@@ -152,9 +160,9 @@ def _dataset(system: System, roots: Roots) -> xr.Dataset:
             np.where(found, distance.cpu().double().numpy(), np.nan), "distance of the relaxed state from the root", "1"
         ),
         "distance_error": per_sample(
-            np.where(found, _distance_error(distance, roots).cpu().double().numpy(), np.nan),
-            "estimate of the error of the distance by the correction of the root; by tokens without the errors that "
-            "are passed on from token to token",
+            _distance_error(system, distance, roots, generator).cpu().double().numpy(),
+            "first-order estimate of the error of the distance: twice the Newton correction of the whole root, with "
+            "what tokens pass on to later ones and the rounding of F; NaN without a root or where it is not known",
             "1",
         ),
         "failed_token": per_sample(roots.failed_token.numpy(), "first token without a root, -1 if none"),
@@ -186,13 +194,21 @@ def _dataset(system: System, roots: Roots) -> xr.Dataset:
     return annotate(ds, bars={"distance": "distance_error"}, roles=_ROLES).assign_attrs(root_tol=roots.tol)
 
 
-def _distance_error(distance: torch.Tensor, roots: Roots) -> torch.Tensor:
-    """Return how far the distance moves when the root moves by its correction, and by the rounding of both states.
+def _distance_error(system: System, distance: torch.Tensor, roots: Roots, generator: torch.Generator) -> torch.Tensor:
+    """Return how far the distance moves when the root moves by twice its correction, and by the rounding of both.
 
-    The root is in the numerator and in the norm that divides it.
+    The root is in the numerator and in the norm that divides it. At a double root the correction is half the distance
+    to it. NaN for samples without a root.
     """
-    moved = roots.correction + torch.finfo(roots.z.dtype).eps
-    return torch.where(moved < 1, moved * (1 + distance) / (1 - moved), torch.nan)
+    error = torch.full_like(distance, torch.nan)
+    index = roots.found.nonzero().flatten().to(roots.z.device)
+    if not len(index):
+        return error
+    part, z = system.select(index), roots.z[index]
+    displacement = root_displacement(part, z, generator=generator)
+    moved = 2 * relative_size(displacement, z, least_size(part)) + torch.finfo(z.dtype).eps
+    error[index] = torch.where(moved < 1, moved * (1 + distance[index]) / (1 - moved), torch.nan)
+    return error
 
 
 _ROLES = {

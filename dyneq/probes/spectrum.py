@@ -10,6 +10,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
+from dyneq.dynamics.correction import root_displacement
+from dyneq.dynamics.drift import symmetric_drift
 from dyneq.dynamics.linearization import Linearization
 from dyneq.dynamics.relax import relax, relax_through
 from dyneq.dynamics.roots import STARTS, find_root
@@ -20,7 +22,7 @@ from dyneq.linalg.lanczos import extremal_symmetric
 from dyneq.linalg.targets import CriticalStep, LargestModulus, Rightmost, Target, critical_step
 from dyneq.probes.base import Finding, Params, Probe, Progress, silent
 from dyneq.probes.spectrum_attributes import describe
-from dyneq.probes.spectrum_errors import add_errors
+from dyneq.probes.spectrum_errors import add_errors, reaches
 from dyneq.probes.spectrum_match import match_spectra
 from dyneq.probes.spectrum_summary import summarize
 from dyneq.systems.protocol import System, Time
@@ -158,24 +160,36 @@ def _measure(system: System, state: State, params: SpectrumParams) -> xr.Dataset
     linearization = Linearization(part, z if whole else z[index.to(z.device)])
     generator = torch.Generator().manual_seed(params.seed)
     targets = _targets(system)
+    displacement = None
+    if depth == ROOT:  # a generator of its own: the error bars must not change the eigenvalues
+        displacement = root_displacement(part, linearization.z, generator=torch.Generator().manual_seed(params.seed))
     spectrum = leading_spectrum(
-        linearization, list(targets.values()), params.count, generator=generator, method=params.method
+        linearization,
+        list(targets.values()),
+        params.count,
+        generator=generator,
+        method=params.method,
+        displacement=displacement,
     )
     ds = ds.assign(_per_block(spectrum, targets, index.numpy(), samples))
     ds = ds.assign(_modes(spectrum, system.eps, index.numpy()))
-    ds = add_errors(_derive(ds, system), system)
+    ds = add_errors(_derive(ds, system), system, _reach(spectrum, targets, system.eps, index.numpy(), samples))
     matvecs = spectrum.matvecs
     if params.numerical_abscissa:
         symmetric = linearization.symmetric()
         before = symmetric.products
         omega = extremal_symmetric(symmetric, "largest", 1, generator=generator, tol=1e-6)
-        # until it has converged it is near some eigenvalue, not known to be the largest
-        error = np.where(omega.converged, omega.residual, np.nan)
-        for name, values in (("numerical_abscissa", omega.values), ("numerical_abscissa_error", error)):
-            filled = np.full(samples, np.nan)
-            filled[index.numpy()] = values[:, 0]
-            ds[name] = (("depth", "sample"), filled[None])
         matvecs += symmetric.products - before
+        # of the product S v and of the multiple of v subtracted from it
+        rounding = 2 * torch.finfo(z.dtype).eps * omega.scale
+        moved, more = symmetric_drift(linearization, omega.vectors[:, 0], displacement)
+        # until it has converged it is near some eigenvalue, not known to be the largest
+        error = np.where(omega.converged[:, 0], omega.residual[:, 0] + rounding + 2 * moved, np.nan)
+        for name, values in (("numerical_abscissa", omega.values[:, 0]), ("numerical_abscissa_error", error)):
+            filled = np.full(samples, np.nan)
+            filled[index.numpy()] = values
+            ds[name] = (("depth", "sample"), filled[None])
+        matvecs += more
     return ds.assign(
         method=("depth", np.array([spectrum.method], dtype=object)),
         matvecs=("depth", [matvecs]),
@@ -192,13 +206,25 @@ def _per_block(
     variables: dict[str, Any] = {}
     for name, target in targets.items():
         best = spectrum.pairs.best(target, spectrum.samples * spectrum.tokens).reshape(-1, *shape[1:])
-        for part, fill in (("mu", np.nan + 0j), ("residual", np.nan), ("condition", np.nan), ("converged", np.nan)):
+        for part in ("mu", "residual", "condition", "error", "converged"):
+            fill = np.nan + 0j if part == "mu" else np.nan
             values = np.full(shape, fill)
             values[index] = np.where(best >= 0, getattr(spectrum.pairs, part)[best], fill)
             variables[f"{name}_{part}"] = (dims, values[None])
-        error = variables[f"{name}_residual"][1] * variables[f"{name}_condition"][1]
-        variables[f"{name}_error"] = (dims, error)
     return variables
+
+
+def _reach(
+    spectrum: LeadingSpectrum, targets: dict[str, Target], eps: float, index: NDArray[np.int64], samples: int
+) -> dict[str, xr.DataArray]:
+    """Return how far up the pairs of each block reach, with the dimensions of :func:`_per_block`."""
+    shape = (samples, spectrum.tokens) if spectrum.per_token else (samples,)
+    found = {}
+    for name, reach in reaches(spectrum.pairs, targets, eps, spectrum.samples * spectrum.tokens).items():
+        filled = np.full(shape, np.nan)
+        filled[index] = reach.reshape(-1, *shape[1:])
+        found[name] = xr.DataArray(filled[None], dims=("depth", "sample", "token")[: 1 + len(shape)])
+    return found
 
 
 def _modes(spectrum: LeadingSpectrum, eps: float, index: NDArray[np.int64]) -> dict[str, Any]:
@@ -209,12 +235,13 @@ def _modes(spectrum: LeadingSpectrum, eps: float, index: NDArray[np.int64]) -> d
         "mu": pairs.mu,
         "multiplier": 1 + eps * pairs.mu,
         "modulus": np.abs(1 + eps * pairs.mu),
-        "multiplier_error": eps * pairs.residual * pairs.condition,
+        # the bar of mu, and the rounding of 1 + eps mu, which is larger for small eps
+        "multiplier_error": eps * pairs.error + np.finfo(np.float64).eps * np.abs(1 + eps * pairs.mu),
         "mode_sample": np.array([index[s] for s, _ in address], dtype=np.float64),
         "mode_token": np.array([-1 if t is None else t for _, t in address], dtype=np.float64),
         "residual": pairs.residual,
         "condition": pairs.condition,
-        "error": pairs.residual * pairs.condition,
+        "error": pairs.error,
         "converged": pairs.converged.astype(np.float64),
     }
     modes: dict[str, Any] = {name: (("depth", "mode"), values[None]) for name, values in columns.items()}

@@ -4,8 +4,14 @@ import xarray as xr
 
 from dyneq.probes.base import CERTIFICATE, COST, EXACT, annotate
 
-_FIRST_ORDER = "first-order estimate of the error of"
-_UNKNOWN = "NaN where the pair of any block is not converged or of unknown condition"
+_FIRST_ORDER = "first-order estimate, for simple eigenvalues, of the error of"
+#: Whose error it is. Relaxed states never have theirs included.
+_WHERE = "at a relaxed state without the error of that state, at the root with the estimated error of the root"
+_UNKNOWN = f"{_WHERE}; NaN where any pair of the sample found is not converged or of unknown condition or error"
+_PAIR = (
+    "(residual + 2 norm((J(z + d) - J(z)) v)) times condition, with d the Newton correction at the root, 0 at a "
+    "relaxed state, whose own error is left out; NaN where not known or not converged"
+)
 
 _ATTRIBUTES = {
     "force_residual": ("norm(F)/norm(z) of the state", "1/time"),
@@ -27,18 +33,19 @@ _ATTRIBUTES = {
     ),
     "numerical_abscissa": ("largest eigenvalue of (J + J^T)/2, whole sample: initial growth, not stability", "1/time"),
     "numerical_abscissa_error": (
-        "rigorous distance of the numerical abscissa to an eigenvalue of (J + J^T)/2; NaN where it did not converge",
+        "residual and rounding: distance to an eigenvalue of (J + J^T)/2, at the root with the estimated error of the "
+        "root; that it is the largest is not certified; NaN where not converged",
         "1/time",
     ),
     "mu": ("leading eigenvalues of J", "1/time"),
     "multiplier": ("1 + eps mu", "1"),
-    "multiplier_error": ("eps times the error of mu", "1"),
+    "multiplier_error": ("eps times the error of mu, and the rounding of 1 + eps mu; NaN where not known", "1"),
     "modulus": ("abs(1 + eps mu)", "1"),
     "mode_sample": ("sample of the pair", ""),
     "mode_token": ("token of the pair; -1 for whole samples", ""),
     "residual": ("norm(J v - mu v), norm(v) = 1: a backward error", "1/time"),
     "condition": ("1/abs(w^H v) of the block; NaN where no left vector converged", "1"),
-    "error": ("residual times condition: first-order estimate of the error of mu", "1/time"),
+    "error": (f"{_FIRST_ORDER} mu: {_PAIR}", "1/time"),
     "converged": ("1 where the residual is within the solver's tolerance, 0 where not", ""),
     "method": ("blocks and solver", ""),
     "matvecs": ("products with the batched Jacobian or its transpose", ""),
@@ -48,7 +55,7 @@ _PARTS = {
     "mu": ("eigenvalue", "1/time"),
     "residual": ("residual of the pair", "1/time"),
     "condition": ("condition of the pair", "1"),
-    "error": ("residual times condition, a first-order estimate of the error of the eigenvalue,", "1/time"),
+    "error": (f"{_FIRST_ORDER} the eigenvalue", "1/time"),
     "converged": ("1 where the pair converged, 0 where not", ""),
 }
 _TARGETS = {"largest": "largest multiplier", "rightmost": "largest real part", "critical": "smallest critical step"}
@@ -78,6 +85,7 @@ def describe(ds: xr.Dataset) -> xr.Dataset:
         else:
             what, units = _PARTS[part]
             long_name = f"{what} with the {_TARGETS[target]} in each block"
+            long_name += f": {_PAIR}" if part == "error" else ""
         ds[name].attrs.update(long_name=long_name, units=units)
     ds["depth"].attrs.update(long_name="relaxation depth; -1 at the root", units="steps")
     return annotate(ds, bars=_BARS, roles=_ROLES)

@@ -13,9 +13,10 @@ _ADDRESS = ("mode_sample", "mode_token")
 def match_spectra(a: xr.Dataset, b: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
     """Return two spectra on the same coordinates, their modes paired.
 
-    Modes are paired in each depth with modes of the same sample and token, so that the sum of abs(mu_a - mu_b) is
-    least. Those without a partner are left out and counted in the attribute ``unmatched``. The coordinates
-    ``mode_first`` and ``mode_second`` are the ranks a pair had, -1 where a depth has fewer pairs than another one.
+    Modes are paired in each depth with modes of the same sample and token, so that the sum of
+    abs(mu_a - mu_b)^2 is least. Those without a partner are left out and counted in the attribute ``unmatched``. The
+    coordinates ``mode_first`` and ``mode_second`` are the ranks a pair had, -1 where a depth has fewer pairs than
+    another one.
 
     Args:
         a: A spectrum result.

@@ -68,8 +68,8 @@ def _sides(state: xr.Dataset, distance: xr.DataArray, target: str, rate: float) 
         rate: How far the distance moves when mu moves by one.
     """
     over = [d for d in ("token",) if d in distance.dims]
-    estimate = state[f"{target}_residual"] * state[f"{target}_condition"]
-    error = rate * estimate.fillna(np.inf).where(distance.notnull())  # an unknown condition bounds nothing
+    # an unknown error bounds nothing; at a root it has the root's own share in it
+    error = rate * state[f"{target}_error"].fillna(np.inf).where(distance.notnull())
     low = np.asarray((distance - error).max(over), dtype=np.float64)
     high = np.asarray((distance + error).max(over), dtype=np.float64)
     margin = rate * _resolution(state, over)

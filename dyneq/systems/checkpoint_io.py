@@ -6,18 +6,14 @@ import json
 import pickletools
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dyneq.errors import DyneqError
-from dyneq.files import write_atomically
-from dyneq.systems.checkpoint import FORMAT, Checkpoint, EvaluationBatch, build_block, check_weights, load_weights
-from dyneq.systems.vocabulary import CharacterVocabulary
-
-REQUIRED = ("format", "config", "tokenizer", "step", "metrics", "recipe", "model", "evaluation")
-OPTIONAL = ("optimizer", "ema", "rng", "training")
+from dyneq.files import is_folder, write_atomically
+from dyneq.systems.checkpoint import FORMAT, Checkpoint
+from dyneq.systems.checkpoint_content import OPTIONAL, assemble
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> str:
@@ -95,7 +91,7 @@ def load_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
     data = _bytes(path)
     try:
         held = _read_safetensors(data) if path.suffix == ".safetensors" else _read_pt(data, trust)
-        checkpoint = _assemble(held)
+        checkpoint = assemble(held)
     except DyneqError as error:  # which may show a value of the file that prints in many lines
         raise DyneqError(f"{path}: {' '.join(str(error).split())}") from None
     checkpoint.path, checkpoint.name = path, path.stem
@@ -124,7 +120,7 @@ def read_plain(path: str | Path, *, trust: bool = False) -> tuple[object, str]:
 
 
 def _bytes(path: Path) -> bytes:
-    if path.is_dir():
+    if is_folder(path):
         raise DyneqError(f"{path} is a folder, but a checkpoint file was expected; name the .pt file in it")
     try:
         return path.read_bytes()
@@ -237,85 +233,3 @@ def _read_safetensors(data: bytes) -> object:
         header["evaluation"] = {**header["evaluation"], **batch}
         header["model"] = model
     return header
-
-
-def _assemble(held: object) -> Checkpoint:
-    if not isinstance(held, dict) or "format" not in held:
-        raise DyneqError(
-            "a dyneq checkpoint (a mapping with 'format', 'config', 'model', ...) was expected, but the file holds "
-            f"{'a mapping without a format' if isinstance(held, dict) else type(held).__name__}; "
-            "write it with dyneq.save_checkpoint"
-        )
-    found = held["format"]
-    if not isinstance(found, str) or found != FORMAT:
-        shown = repr(found[:80]) if isinstance(found, str) else type(found).__name__
-        raise DyneqError(
-            f"this version reads the checkpoint format {FORMAT!r}, but the file has {shown}; "
-            "update dyneq, or save the checkpoint again"
-        )
-    missing = [key for key in REQUIRED if key not in held]
-    unknown = sorted(str(key) for key in held if key not in REQUIRED + OPTIONAL)
-    if missing or unknown:
-        raise DyneqError(
-            f"the checkpoint lacks {missing or 'nothing'} and holds {unknown or 'nothing'} that this format does not "
-            "know; write it with dyneq.save_checkpoint"
-        )
-    if not isinstance(held["step"], int) or not all(isinstance(held[key], dict) for key in ("metrics", "recipe")):
-        raise DyneqError(
-            "the checkpoint's step should be an integer and its metrics and recipe mappings; save it again"
-        )
-    _check_outline(held["config"], held["model"])
-    block = build_block(held["config"])
-    load_weights(block, held["model"])
-    vocabulary = CharacterVocabulary.from_plain(held["tokenizer"])
-    evaluation = _evaluation(held["evaluation"])
-    try:
-        for indices in (evaluation.tokens, evaluation.targets):  # targets are tokens too
-            block.embed(indices)
-    except DyneqError as error:
-        raise DyneqError(f"the pinned evaluation batch does not fit the block: {error}") from None
-    highest = int(torch.maximum(evaluation.tokens, evaluation.targets).max())
-    if highest >= len(vocabulary):
-        raise DyneqError(
-            f"the checkpoint's vocabulary has {len(vocabulary)} symbols, but its evaluation batch uses {highest}; "
-            "save the vocabulary the batch was encoded with"
-        )
-    training = {key: held[key] for key in OPTIONAL if key in held}
-    return Checkpoint(
-        block, vocabulary, evaluation, held["step"], dict(held["metrics"]), dict(held["recipe"]), training
-    )
-
-
-def _check_outline(config: object, model: object) -> None:
-    """Compare names and shapes before any memory is taken for the block: a small file can describe a huge one.
-
-    Raises:
-        DyneqError: If the weights do not fit the config.
-    """
-    try:
-        with torch.device("meta"):
-            outline = build_block(config)
-    except DyneqError:
-        return  # a block that only exists with memory, or none at all, as building it for good will tell
-    check_weights(outline, model)
-
-
-def _evaluation(plain: Any) -> EvaluationBatch:
-    if not isinstance(plain, dict):
-        plain = {}
-    tokens, targets = plain.get("tokens"), plain.get("targets")
-    if (
-        not isinstance(tokens, Tensor)
-        or not isinstance(targets, Tensor)
-        or tokens.ndim != 2
-        or tokens.shape != targets.shape
-        or not tokens.numel()
-        or {tokens.dtype, targets.dtype} != {torch.int64}
-        or any(t.is_meta or t.layout is not torch.strided for t in (tokens, targets))
-    ):
-        raise DyneqError(
-            "the checkpoint should pin an evaluation batch of int64 tokens and targets [sample, token], but does not; "
-            "save it again with one"
-        )
-    source = plain.get("source")
-    return EvaluationBatch(tokens, targets, dict(source) if isinstance(source, dict) else {})

@@ -64,8 +64,9 @@ class ThickBlock(EquilibriumBlock):
         self.config = config
         self.eps = config.eps
         c = config.channels
-        self.tok = nn.Embedding(config.vocabulary, c)
-        self.pos = nn.Embedding(config.tokens, c)
+        # given their weights, embeddings draw none, which on the meta device imports torch's compiler for a second
+        self.tok = nn.Embedding(config.vocabulary, c, _weight=torch.empty(config.vocabulary, c))
+        self.pos = nn.Embedding(config.tokens, c, _weight=torch.empty(config.tokens, c))
         self.ln1 = LayerNorm(c, eps=config.norm_eps)
         self.ln2 = LayerNorm(c, eps=config.norm_eps)
         self.attn = CausalAttention(
@@ -74,7 +75,8 @@ class ThickBlock(EquilibriumBlock):
         self.ffn = FeedForward(c, config.widening, config.gelu, config.ffn_bias)
         self.final = LayerNorm(c, eps=config.norm_eps) if config.final_norm else None
         self.head = nn.Linear(c, config.vocabulary, bias=False)
-        self.reset(generator or torch.Generator().manual_seed(0))
+        if not self.head.weight.is_meta:
+            self.reset(generator or torch.Generator().manual_seed(0))
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:

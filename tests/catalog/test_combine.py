@@ -183,7 +183,9 @@ def test_without_gaps_types_are_kept():
 def test_results_that_differ_only_in_depth_are_joined_and_the_newer_wins():
     g = np.random.default_rng(1)
     old = result(0, depths=(10, 20), modes=3, generator=g)
-    new = later(result(0, depths=(20, 40), modes=2, generator=g), 5)
+    new = result(0, depths=(20, 40), modes=2, generator=g)
+    same = {name: old.ds[name] for name in ("flag", "distance", "total")}  # what has no depth does not depend on it
+    new = later(Labelled(new.ds.assign(same), new.checkpoint, new.request, new.created_at), 5)
     ds = combine([new, old])
     assert dict(ds["mu"].sizes) == {"checkpoint": 1, "depth": 3, "mode": 3}
     assert_holds(ds, new)
@@ -192,8 +194,79 @@ def test_results_that_differ_only_in_depth_are_joined_and_the_newer_wins():
     assert np.isnan(ds["mu"].sel(depth=[20, 40], mode=2)).all(), "the newer result has no third mode there"
     assert ds["computed"].values.tolist() == [[True, True, True]]
     np.testing.assert_array_equal(ds["computed_mode"].isel(checkpoint=0).sum("mode"), [3, 2, 2])
-    assert float(ds["total"][0]) == float(new.ds["total"]), "what has no depth is the newest's"
+    assert ds["total"].dims == ("checkpoint",)
     assert ds["matvecs"].dtype == np.int64, "no gap, no floating point"
+
+
+def of_depth(depth, x, created=0, **variables):
+    """A result with ``x`` at one depth, and variables that lack the depth."""
+    ds = xr.Dataset({"x": (("depth", "sample"), [x]), **variables}, {"depth": [depth], "sample": np.arange(len(x))})
+    ds.attrs = {"probe": "thing", "probe_version": 1}
+    request = {"params": {"depth": [depth]}, "eps": 0.1, "dtype": "float64", "device": "cpu", "batch": 3}
+    return later(Labelled(ds, {"sha256": SHAS[0], "name": "c"}, request, ""), created)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"total": ("sample", [10.0, 20.0])}, {"total": ("sample", [10.0, 40.0])}),
+        ({"total": ("sample", [0.0, np.nan])}, {"total": ("sample", [-0.0, np.nan])}),
+        ({"total": ("sample", ["a", "b"])}, {"total": ("sample", ["a", "c"])}),
+        ({"total": ("sample", [1.0, 2.0])}, {}),
+        ({}, {"total": ("sample", [1.0, 2.0])}),
+        ({"seconds": ((), 1.0, {"role": "cost"})}, {"seconds": ((), 2.0, {"role": "cost"})}),
+        ({"total": ("k", [1.0, 2.0])}, {"total": ("k", [1.0])}),
+    ],
+)
+def test_what_lacks_the_joined_dimension_and_differs_keeps_every_value(first, second, lazy):
+    held = [of_depth(100, [1.0, 2.0], **first), of_depth(200, [3.0, 4.0], 1, **second)]
+    if lazy:
+        pytest.importorskip("dask")
+        held = [Labelled(h.ds.chunk(), h.checkpoint, h.request, h.created_at) for h in held]
+    ds = combine(held).load()
+    assert ds["depth_requested"].values.tolist() == ["[100]", "[200]"]
+    for h, label in zip(held, ["[100]", "[200]"], strict=True):
+        assert_holds(ds, h, depth_requested=label)
+        part = ds.sel(depth_requested=label)
+        assert part["computed_depth"].sum() == 1
+
+
+def test_what_lacks_the_joined_dimension_and_is_the_same_is_joined():
+    total = {"total": ("sample", [10.0, np.nan]), "label": ("sample", ["a", "b"])}
+    old, middle, new = (of_depth(d, [1.0 * d, 2.0], i, **total) for i, d in enumerate((100, 200, 400)))
+    again = of_depth(100, [7.0, 8.0], 9, **total)
+    # one that a newer result of the same request replaces does not count
+    replaced = of_depth(100, [5.0, 6.0], 1, total=("sample", [0.0, 0.0]), label=total["label"])
+    ds = combine([old, middle, new, replaced, again])
+    assert ds["x"].dims == ("checkpoint", "depth", "sample")
+    np.testing.assert_array_equal(ds["x"][0], [[7.0, 8.0], [200.0, 2.0], [400.0, 2.0]])
+    np.testing.assert_array_equal(ds["total"][0], [10.0, np.nan])
+
+
+def test_a_coordinate_without_the_joined_dimension_that_differs_is_kept():
+    held = [of_depth(100, [1.0, 2.0]), of_depth(200, [3.0, 4.0], 1)]
+    held = [
+        Labelled(h.ds.assign_coords(token=("sample", [i, 5])), h.checkpoint, h.request, h.created_at)
+        for i, h in enumerate(held)
+    ]
+    ds = combine(held)
+    for h, label in zip(held, ["[100]", "[200]"], strict=True):
+        assert_holds(ds, h, depth_requested=label)
+
+
+def test_spectra_of_differing_depths_are_joined():
+    held = []
+    for i, depth in enumerate([(2, 4), (8,)]):
+        ds = run_probe("spectrum", analytic.HopfNormalForm(eps=0.05), depth=depth, at="relaxed", count=1)
+        request = {"params": json.loads(ds.attrs["params"]), "eps": 0.05}
+        held.append(Labelled(ds, {"sha256": SHAS[0], "name": "hopf"}, request, f"2026-01-0{i + 1}"))
+    ds = combine(held)
+    assert ds["depth"].values.tolist() == [2, 4, 8]
+    assert "depth_requested" not in ds.dims
+    assert ds["seconds"].dims == ("checkpoint", "depth")
+    for h in held:
+        assert_holds(ds, h)
 
 
 def test_depths_of_checkpoints_may_differ():
@@ -265,6 +338,54 @@ def test_names_that_are_taken_are_told_apart():
     assert combine(stepped)["checkpoint_step"].values.tolist() == [0, 10]
 
 
+@pytest.mark.parametrize("name", ["computed", "computed_sample", "computed_extra"])
+def test_a_parameter_does_not_replace_a_mask(name):
+    held = [of_depth(1, [1.0, 2.0], extra=("sample", [1.0, 2.0])), of_depth(1, [3.0])]
+    held = [
+        later(h, 0, params={"depth": [1], name: value, "computed_other": 1})
+        for h, value in zip(held, (5, 6), strict=True)
+    ]
+    ds = combine(held)
+    assert ds[f"{name}_requested"].values.tolist() == [5, 6]
+    assert all(ds[mask].dtype == bool for mask in ("computed", "computed_sample", "computed_extra"))
+    assert ds["computed_sample"].values.tolist() == [[[True, True], [True, False]]]
+    for h, value in zip(held, (5, 6), strict=True):
+        assert_holds(ds, h, **{f"{name}_requested": value})
+
+
+def test_parameters_named_as_the_labels_of_checkpoints_lose_neither():
+    held = [
+        later(result(0), 0, params={"depth": (10,), "step": i, "checkpoint_step": 5 + i}, eps=0.1) for i in range(2)
+    ]
+    ds = combine(held)
+    assert ds["checkpoint_step"].values.tolist() == [5, 6]
+    assert ds["checkpoint_checkpoint_step"].values.tolist() == [0]
+
+
+def test_a_variable_that_some_results_lack_is_marked():
+    """NaN that was computed, and NaN because the result has no such variable."""
+    with_nan = result(0, seed=1)
+    with_nan = Labelled(with_nan.ds.assign(extra=np.nan, word="w"), *list(vars(with_nan).values())[1:])
+    ds = combine([with_nan, result(0, seed=2)])
+    assert ds["computed"].values.tolist() == [[True, True]]
+    assert np.isnan(ds["extra"]).all()
+    assert ds["computed_extra"].dims == ("checkpoint", "seed")
+    assert ds["computed_extra"].values.tolist() == ds["computed_word"].values.tolist() == [[True, False]]
+    assert "computed_total" not in ds, "all have it"
+    joined = combine([of_depth(1, [1.0], extra=("depth", [np.nan])), of_depth(2, [1.0])])
+    assert joined["computed_extra"].dims == ("checkpoint", "depth")
+    assert joined["computed_extra"].values.tolist() == [[True, False]]
+
+
+def test_zeros_of_either_sign_are_two_values():
+    held = [result(0, how=v, generator=np.random.default_rng(i)) for i, v in enumerate((0.0, -0.0))]
+    ds = combine(held)
+    assert ds["how"].values.tolist() == ["-0.0", "0"]
+    assert "how" not in json.loads(ds.attrs["params"])
+    assert_holds(ds, held[0], how="0")
+    assert_holds(ds, held[1], how="-0.0")
+
+
 def test_attributes_and_parameters_that_are_shared():
     ds = combine([result(0, seed=1, how="x"), result(0, seed=2, how="x")])
     assert json.loads(ds.attrs["params"]) == {"depth": [10], "how": "x"}
@@ -275,8 +396,57 @@ def test_attributes_and_parameters_that_are_shared():
 def test_whole_numbers_that_a_gap_would_round_are_refused():
     held = [result(0, seed=1), result(1, seed=2)]
     big = held[0].ds.assign(matvecs=("depth", [2**53 + 1]))
-    with pytest.raises(DyneqError, match=r"2\^53"):
+    with pytest.raises(DyneqError, match=r"2\^53 .*'matvecs': some are missing, which NaN marks"):
         combine([Labelled(big, held[0].checkpoint, held[0].request, held[0].created_at), held[1]])
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize(
+    ("big", "other"),
+    [
+        (np.int64(2**53 + 1), 0.5j),
+        (np.int64(2**53 + 1), 0.5),
+        (np.int64(2**53 + 1), np.complex64(1)),
+        (np.uint64(2**53 + 1), np.int64(1)),
+        (np.int64(-(2**53) - 1), np.uint64(1)),
+    ],
+)
+def test_whole_numbers_that_another_type_would_round_are_refused(big, other, lazy):
+    held = [result(0, seed=1), result(0, seed=2)]
+    held = [
+        Labelled(h.ds.assign(total=("depth", np.array([v]))), h.checkpoint, h.request, h.created_at)
+        for h, v in zip(held, (big, other), strict=True)
+    ]
+    if lazy:
+        pytest.importorskip("dask")
+        held = [Labelled(h.ds.chunk(), h.checkpoint, h.request, h.created_at) for h in held]
+    with pytest.raises(DyneqError, match=r"'total': the results have it as \w+ and as \w+; ") as error:
+        combine(held).load()
+    assert "missing" not in str(error.value)
+
+
+def test_whole_numbers_that_are_held_exactly_are_not_refused():
+    held = [result(0, seed=1), result(0, seed=2)]
+    values = (np.int64(-(2**53)), 0.5j)
+    held = [
+        Labelled(h.ds.assign(total=("depth", np.array([v]))), h.checkpoint, h.request, h.created_at)
+        for h, v in zip(held, values, strict=True)
+    ]
+    assert combine(held)["total"].values.tolist() == [[[complex(-(2**53))], [0.5j]]]
+
+
+@pytest.mark.parametrize(
+    ("whole", "floats"), [([2**53, 2**53 + 1], [0.5]), ([2**53 + 1], [0.5]), ([2**53 + 1], [2.0**53])]
+)
+def test_coordinates_that_another_type_would_round_are_refused(whole, floats):
+    held = [of_depth(1, [1.0] * len(v)) for v in (whole, floats)]
+    held = [
+        Labelled(h.ds.assign_coords(sample=v), h.checkpoint, {**h.request, "eps": i}, h.created_at)
+        for i, (h, v) in enumerate(zip(held, (whole, floats), strict=True))
+    ]
+    for order in (held, held[::-1]):
+        with pytest.raises(UsageError, match=r"'sample' are of types .*\(float64, int64\)"):
+            combine(order)
 
 
 def altered(change, **request):

@@ -170,6 +170,39 @@ def test_whole_numbers_differ_or_do_not(a, b, delta):
     json.dumps(found.to_plain(), allow_nan=False)
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("a", "b", "delta"),
+    [
+        (np.array([2**53 + 1]), np.array([2.0**53]), 1.0),
+        (np.array([2**53 + 1]), np.array([2.0**53 + 0j]), 1.0),
+        (np.array([2**53 + 1]), np.array([2.0**53 - 3 + 3j]), 5.0),
+        (np.array([-(2**53) - 1]), np.array([-(2.0**53)]), 1.0),
+        (np.array([2**63 - 1]), np.array([2.0**63]), 1.0),
+        (np.array([2**64 - 1], dtype=np.uint64), np.array([2.0**64], dtype=np.float32), 1.0),
+        (np.array([2**53 + 1], dtype=np.uint64), np.array([2**53]), 1.0),
+        (np.array([2**53 + 1]), np.array([np.inf]), np.inf),
+    ],
+)
+def test_whole_numbers_beside_other_types_are_not_rounded(a, b, delta, swapped):
+    if swapped:
+        a, b = b, a
+    found = row(compare(simple(a, 0.25), simple(b, 0.25)))
+    assert (found.equal, found.moved, found.largest.value) == (0, 1, delta)
+    assert found.kind == "exact" or found.ratio.value == 2 * delta
+
+
+def test_whole_numbers_that_another_type_holds_are_equal():
+    assert row(compare(simple([2**53, 2**60]), simple([2.0**53, 2.0**60]))).equal == 2
+    assert row(compare(simple([2**53, 7]), simple([np.nan, 7.0]))).nan_in_one == 1
+
+
+def test_bars_whose_sum_is_too_large():
+    found = row(compare(simple([1e308], 1e308), simple([0.0], 1e308)))
+    assert (found.moved, found.beyond, found.undetermined, found.ratio.value) == (1, 0, 0, 0.5)
+    assert row(compare(simple([1.5e308], 1.7e308), simple([0.0], np.inf))).ratio.value == 0.0
+
+
 def test_texts_that_differ_with_examples():
     a = simple(np.array(["a", "b", "c", "d", "e"], dtype=object))
     b = simple(np.array(["a", "x", "x", "x", "x"], dtype="U9"))

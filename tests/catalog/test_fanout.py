@@ -20,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dyneq.catalog import fanout
+from dyneq.catalog.cluster import cluster_pool
 from dyneq.catalog.fanout import Failure, Lane, Pool, TaskDropped, WorkerDied, run_all
-from dyneq.catalog.pools import cluster_pool, local_pool
+from dyneq.catalog.pools import local_pool
 from dyneq.errors import DyneqError, UsageError
 
 HERE = Path(__file__).parent
@@ -232,7 +233,7 @@ def test_a_scheduler_that_does_not_answer_is_one_sentence(address):
     """In a process of its own: the library logs from threads."""
     done = script(
         f"""
-        from dyneq.catalog.pools import cluster_pool
+        from dyneq.catalog.cluster import cluster_pool
         from dyneq.errors import DyneqError
         try:
             with cluster_pool({address!r}, timeout=0.5):
@@ -387,7 +388,7 @@ def test_an_interrupt_of_a_run_on_a_cluster_leaves_it_at_once(cluster):
         f"""
         import fanout_tasks
         from dyneq.catalog.fanout import run_all
-        from dyneq.catalog.pools import cluster_pool
+        from dyneq.catalog.cluster import cluster_pool
         try:
             with cluster_pool({cluster.scheduler_address!r}) as pool:
                 run_all(fanout_tasks.sleep, [0] + [3] * 20, pool, done=lambda *_: print("one", flush=True))

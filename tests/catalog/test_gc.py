@@ -1,6 +1,7 @@
 """Garbage collection removes what killed processes left, and nothing else."""
 
 import os
+import shutil
 import time
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from dyneq.catalog.gc import PATIENCE, collect
 from dyneq.catalog.rebuild import rebuild
 from dyneq.catalog.store import Store
 from dyneq.catalog.verify import verify
+from dyneq.cli.main import run
 from dyneq.errors import DyneqError
 
 HEX = "0123456789abcdef" * 2
@@ -167,6 +169,88 @@ def test_results_are_never_removed(store, tmp_path):
     before = tree(store.results)
     collect(store, missing=True)
     assert tree(store.results) == before
+
+
+def damage_manifest(folder):
+    (folder / "manifest.json").write_bytes(b"{")
+
+
+def lose_a_file(folder):
+    (folder / "data.zarr" / "zarr.json").unlink()
+
+
+def flip_a_byte(folder):
+    path = next(p for p in sorted((folder / "data.zarr" / "mu").rglob("*")) if p.is_file() and p.name != "zarr.json")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [damage_manifest, lose_a_file, flip_a_byte])
+def test_damaged_results_are_moved_when_asked(store, damage):
+    good, bad = sorted((store.results / "spectrum").iterdir())
+    damage(bad)
+    before, content = tree(store.results), {p.relative_to(bad): p.read_bytes() for p in bad.rglob("*") if p.is_file()}
+    (problem,) = [text for text in verify(store).problems if "index" not in text]
+    assert verify(store).results == 1
+    told = collect(store, damaged=True, dry_run=True).moved
+    assert collect(store).moved == []
+    assert tree(store.results) == before
+    (sentence,) = done = collect(store, damaged=True).moved
+    target = store.root / ".damaged" / f"spectrum-{bad.name}-1"
+    assert done == told == [f"{bad} to {target}: {problem}"]
+    assert sentence.startswith(str(bad))
+    assert {p.relative_to(target): p.read_bytes() for p in target.rglob("*") if p.is_file()} == content
+    assert [path for path in before if not path.exists() and bad not in (path, *path.parents)] == []
+    done = verify(store)
+    assert (done.results, done.problems) == (1, [])
+    assert good.is_dir()
+    # computed again and damaged again, it finds a name of its own
+    results.put(store, kill_writer.request(0), kill_writer.dataset(0, "b"), name="x", force=True)
+    damage(bad)
+    collect(store, damaged=True)
+    assert {path.name for path in target.parent.iterdir()} == {target.name, f"spectrum-{bad.name}-2"}
+    assert collect(store, damaged=True).moved == []
+
+
+def test_only_the_damaged_result_leaves_the_index(store):
+    """A stray copy under another probe has the same identifier; the good one stays listed."""
+    good = min((store.results / "spectrum").iterdir())
+    shutil.copytree(good, store.results / "root" / good.name)
+    assert verify(store).problems
+    assert len(collect(store, damaged=True).moved) == 1
+    assert (verify(store).results, verify(store).problems) == (2, [])
+
+
+def test_results_of_a_newer_version_and_links_are_left_alone(store, tmp_path):
+    first, second = sorted((store.results / "spectrum").iterdir())
+    (first / "manifest.json").write_text('{"format": "dyneq-result/2"}')
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(second, tmp_path / "elsewhere" / second.name)
+    (store.results / "root").symlink_to(tmp_path / "elsewhere")
+    assert len(verify(store).problems) > 1
+    before = tree(tmp_path / "elsewhere")
+    assert collect(store, damaged=True).moved == []
+    assert first.exists()
+    assert tree(tmp_path / "elsewhere") == before
+
+
+def test_the_command_moves_damaged_results(store, capsys):
+    bad = min((store.results / "spectrum").iterdir())
+    damage_manifest(bad)
+    for option, verb in (("--dry-run", "would move"), ("--missing", "moved")):
+        assert run(["catalog", "gc", "--damaged", option, "--store", str(store.root)]) == 0
+        assert capsys.readouterr().out.startswith(f"{verb} {bad} to {store.root / '.damaged'}")
+    assert run(["catalog", "verify", "--quiet", "--store", str(store.root)]) == 0
+
+
+def test_moving_damaged_results_needs_the_index(store):
+    bad = min((store.results / "spectrum").iterdir())
+    damage_manifest(bad)
+    store.index_file.unlink()
+    with pytest.raises(DyneqError, match="rebuild"):
+        collect(store, damaged=True)
+    assert bad.exists()
 
 
 def test_no_store_is_made(tmp_path):

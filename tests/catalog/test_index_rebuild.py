@@ -1,6 +1,7 @@
 """The index is lost, cut, overwritten or outdated: `verify` says so and `rebuild` gives the same content again."""
 
 import contextlib
+import errno
 import random
 import sqlite3
 import threading
@@ -103,6 +104,39 @@ def test_reading_and_writing_make_a_lost_index_again(store):
     remove(store)
     kill_writer.add_place(store, 0, "")
     assert content(store) == expected
+
+
+@pytest.mark.parametrize("what", ["read-only", "no locks"])
+def test_a_lost_index_of_a_store_that_cannot_be_written_is_made_elsewhere(store, what, monkeypatch):
+    expected = content(store)
+    remove(store)
+    before = sorted(store.root.rglob("*"))
+
+    def refuse(*arguments):
+        raise OSError(errno.EROFS if what == "read-only" else errno.ENOLCK, "refused")
+
+    monkeypatch.setattr("dyneq.catalog.locks._take", refuse)
+    assert content(store) == expected
+    assert sorted(store.root.rglob("*")) == before
+    monkeypatch.setattr("dyneq.catalog.rebuild.Index.create", refuse)  # nor is there room elsewhere
+    with pytest.raises(DyneqError, match="refused"):
+        content(store)
+
+
+def test_places_of_one_run_are_rows_of_their_own(store):
+    one = kill_writer.record(5, "r")
+    two = replace(one, places=(replace(one.places[0], path="../other/5.pt"),))
+    three = replace(one, places=(replace(one.places[0], name="another"),))
+    for new in (one, two, three, one):
+        change_record(store, one.sha256, lambda r, new=new: new if r is None else r.at(new.places[0]))
+    rows = [row for row in content(store)["checkpoints"] if row[0] == one.sha256]
+    assert len(rows) == 3
+    expected = content(store)
+    execute(store, "DELETE FROM checkpoints WHERE path = '../other/5.pt'")
+    assert len(problems(store)) == 1
+    rebuild(store)
+    assert content(store) == expected
+    assert problems(store) == []
 
 
 def test_any_flipped_byte_is_told_or_does_no_harm(store):

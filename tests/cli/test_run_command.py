@@ -124,7 +124,6 @@ def test_specs():
 def test_ctrl_c_keeps_what_was_finished_and_the_sweep_goes_on(sweep, dyneq_json):
     command = [sys.executable, "-m", "dyneq", "run", "spectrum:depth=4000", "--all", "--batch", "4", "--workers", "1"]
 
-
     def indexed() -> bool:
         with dyneq.Store().reading() as index:
             return index is not None and bool(index.rows("SELECT id FROM results LIMIT 1"))

@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 import dyneq
 from dyneq.dynamics.linearization import Linearization
 from dyneq.dynamics.roots import find_root
-from dyneq.dynamics.spectra import leading_spectrum
+from dyneq.dynamics.spectra import Pairs, leading_spectrum
 from dyneq.errors import DyneqError, UsageError
 from dyneq.linalg.targets import LargestModulus
 from dyneq.probes.base import Probe
 from dyneq.probes.registry import get_probe, make_params, run_probe
 from dyneq.probes.spectrum import _derive
-from dyneq.probes.spectrum_errors import add_errors
+from dyneq.probes.spectrum_errors import add_errors, reaches
 from dyneq.probes.spectrum_json import json_entry
 from dyneq.systems import analytic
 from dyneq.systems.adapters import from_ode
@@ -289,6 +289,10 @@ def test_unconverged_pairs_get_no_verdict(monkeypatch):
     assert entry["samples"]["verdict"] == ["unsure", "unsure"]
     assert entry["samples"]["pairs_converged"] == [0.0, 0.0]
     assert not all(row["converged"] for row in entry["leading"])
+    for name in ("error", "multiplier_error"):
+        assert np.isnan(ds[name].values[ds["converged"].values == 0]).all(), "the wanted pair may be another one"
+    for target in ("largest", "rightmost", "critical"):
+        assert np.isnan(ds[f"{target}_error"].values[ds[f"{target}_converged"].values == 0]).all()
     found = get_probe("spectrum").summary(ds)
     assert any(f.level == "undetermined" and "no verdict" in f.text for f in found)
     assert not any("stable at" in f.text for f in found)
@@ -385,16 +389,30 @@ def relaxed(system):
     return relax(system, 400).z
 
 
-def planted(mu, error, converged=1.0, system=None):
-    """One sample with the given eigenvalue in each token's block, the same for every target."""
+def planted(mu, error, converged=1.0, system=None, others=()):
+    """One sample with the given eigenvalue in each token's block, the same for every target.
+
+    ``others`` are further pairs (block, mu, error) that are no target's best.
+    """
     system = system or linear([[-1.0]])
-    shape = ("depth", "sample", "token")
+    shape, targets = ("depth", "sample", "token"), ("largest", "rightmost", "critical")
+    converged = np.broadcast_to(np.asarray(converged, dtype=float), (len(mu),))
+    rows = [*enumerate(mu), *((b, m) for b, m, _ in others)]
+    pairs = Pairs(
+        block=np.array([b for b, _ in rows]),
+        mu=np.array([m for _, m in rows], dtype=complex),
+        residual=np.array([*error, *(e for *_, e in others)], dtype=float),
+        condition=np.ones(len(rows)),
+        converged=np.append(converged == 1, np.ones(len(others), dtype=bool)),
+        drift=np.zeros(len(rows)),
+    )
     ds = xr.Dataset()
-    for target in ("largest", "rightmost", "critical"):
+    for target in targets:
         ds[f"{target}_mu"] = (shape, np.array([[mu]], dtype=complex))
-        ds[f"{target}_error"] = (shape, np.array([[error]], dtype=float))
-        ds[f"{target}_converged"] = (shape, np.broadcast_to(np.asarray(converged, dtype=float), (1, 1, len(mu))).copy())
-    return add_errors(_derive(ds.assign(), system), system)
+        ds[f"{target}_error"] = (shape, pairs.error[None, None, : len(mu)])
+        ds[f"{target}_converged"] = (shape, converged[None, None].copy())
+    reach = {n: xr.DataArray(r[None, None], dims=shape) for n, r in reaches(pairs, targets, 0.1, len(mu)).items()}
+    return add_errors(_derive(ds, system), system, reach)
 
 
 def test_the_block_with_the_larger_error_may_decide():
@@ -429,3 +447,20 @@ def test_critical_step_of_a_flow_that_may_be_unstable_has_no_bar():
     assert np.isnan(planted([-0.01], [0.02])["critical_eps_error"]).all()
     assert np.isnan(planted([0.5], [0.02])["critical_eps_error"]).all()
     assert np.isfinite(planted([-0.01], [0.005])["critical_eps_error"]).all()
+
+
+def test_another_pair_of_the_same_block_may_decide():
+    ds = planted([-1.0], [0.01], others=[(0, -1.5, 0.75)])
+    assert ds["abscissa_error"].item() == pytest.approx(0.25, rel=1e-12)
+    assert ds["spectral_radius_error"].item() == pytest.approx(0.1 * 0.75 - 0.05, rel=1e-12)
+    unknown = planted([-1.0, -2.0], [0.01, 0.01], others=[(1, -5.0, np.nan)])
+    for name in ("abscissa", "spectral_radius", "critical_eps"):
+        assert np.isnan(unknown[f"{name}_error"]).all(), name
+    # the critical step of -4 is 1/2; that of -3 is 2/3, and 2/mu moves by at most 2 / (3 * 2) = 1/3 over its disc
+    step = planted([-4.0], [0.01], others=[(0, -3.0, 1.0)])
+    assert step["critical_eps_error"].item() == pytest.approx(1 / 2 - (2 / 3 - 1 / 3), rel=1e-12)
+
+
+def test_critical_step_has_no_bar_where_any_disc_reaches_growth():
+    assert np.isfinite(planted([-0.1], [1e-12], others=[(0, -0.2 + 10j, 0.1)])["critical_eps_error"]).all()
+    assert np.isnan(planted([-0.1], [1e-12], others=[(0, -0.2 + 10j, 0.3)])["critical_eps_error"]).all()

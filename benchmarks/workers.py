@@ -1,10 +1,10 @@
 """How much sooner two workers finish a sweep than one, and whether they find the same.
 
-    python benchmarks/workers.py             # about five minutes on two idle cores
+    python benchmarks/workers.py             # about eight minutes on two idle cores
     python benchmarks/workers.py --repeats 1
 
 A sweep is `dyneq run` as a user calls it, in a process of its own: 4 packaged checkpoints x 8 seeds, 32 spectra of
-one to two seconds each, into a fresh store. Sweeps with 1 and with 2 workers take turns. `whole` is the time of the
+two to three seconds each, into a fresh store. Sweeps with 1 and with 2 workers take turns. `whole` is the time of the
 command from its start to its end; `tasks` is what the tasks took, summed over them and divided by the workers; `around`
 is the rest: the interpreter, the imports, the start of the workers, the last task when the other worker has none left.
 Two sweeps found the same if every array of every result is the same byte for byte, except `seconds`, which is a time.
@@ -25,8 +25,8 @@ import xarray as xr
 
 CHECKPOINTS = ("after", "before", "bptt-twin", "converges")
 SEEDS = 8
-SETTINGS = ("--batch", "16")
-PROBE = "spectrum:depth=[100],seed={seed}"
+SETTINGS = ("--batch", "32")
+PROBE = "spectrum:depth=[200],seed={seed}"
 
 
 def sweep(workers: int, store: Path) -> dict[str, float]:

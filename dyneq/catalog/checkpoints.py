@@ -128,6 +128,12 @@ def snapshot_sink(store: Store, run: str, complain: Callable[[str], None]) -> "C
     return sink
 
 
+def count_others(folder: Path) -> int:
+    """Return how many files below a folder look like checkpoints of another ending."""
+    others = {".pth", ".ckpt"}
+    return sum(p.suffix.lower() in others | set(SUFFIXES) and p.suffix not in SUFFIXES for p in folder.rglob("*"))
+
+
 def checkpoint_files(folder: Path) -> Iterator[Path]:
     """Yield the checkpoint files below a folder in a fixed order, without the moving `last.pt` of a run."""
     for path in sorted(folder.rglob("*")):

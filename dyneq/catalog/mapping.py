@@ -117,9 +117,9 @@ def _parse(data: bytes) -> dict[str, Any]:
 
 def _text(section: VocabularySection | EvaluationSection, folder: Path, validation: float = 0.1) -> Corpus:
     if section.file is not None:
+        _read(folder / section.file, TEXT_LIMIT)  # so that what load_corpus reads is a file of a sensible size
         if not (folder / section.file).resolve().is_relative_to(folder.resolve()):
             raise UsageError(f"the text {section.file!r} is a link out of the mapping's folder; put a copy into it")
-        _read(folder / section.file, TEXT_LIMIT)  # so that what load_corpus reads is a file of a sensible size
         return load_corpus("", folder / section.file, validation)
     return load_corpus(str(section.corpus), None, validation)
 

@@ -44,7 +44,7 @@ def add(
     as_json: bool,
 ) -> int:
     """Add checkpoint files, or all below a folder, to the catalog."""
-    from dyneq.catalog.checkpoints import add_file, checkpoint_files
+    from dyneq.catalog.checkpoints import add_file, checkpoint_files, count_others
     from dyneq.catalog.store import Store
 
     files = [file for path in paths for file in (checkpoint_files(path) if is_folder(path) else [path])]
@@ -57,6 +57,8 @@ def add(
         from dyneq.catalog.mapping import read_mapping
 
         how = read_mapping(mapping)
+    if skipped := sum(count_others(path) for path in paths if is_folder(path)):
+        click.echo(f"dyneq: {skipped} files that end in .pth, .ckpt or .PT were left out; name them .pt", err=True)
     home, added, failed = Store(store), [], []
     tell = lambda sentence: click.echo(f"dyneq: {sentence}", err=True)  # noqa: E731
     with progress_display("adding", quiet) as progress:

@@ -235,3 +235,14 @@ def test_a_mapping_reads_no_text_through_a_link(tmp_path):
     with pytest.raises(UsageError, match="is a link out of the mapping's folder"):
         read_mapping(inside / "m.toml")
     assert Path(os.environ["DYNEQ_STORE"]).exists() is False
+
+
+def test_files_of_other_endings_are_counted(ckpt, tmp_path, dyneq_run):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    shutil.copy(ckpt, folder / "a.pt")
+    for name in ("b.pth", "c.PT", "notes.txt"):
+        shutil.copy(ckpt, folder / name)
+    code, out, err = dyneq_run("catalog", "add", folder)
+    assert (code, out[:6]) == (0, "1 of 1")
+    assert err == "dyneq: 2 files that end in .pth, .ckpt or .PT were left out; name them .pt\n"

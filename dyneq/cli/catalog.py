@@ -60,12 +60,11 @@ def add(
     if skipped := sum(count_others(path) for path in paths if is_folder(path)):
         click.echo(f"dyneq: {skipped} files that end in .pth, .ckpt or .PT were left out; name them .pt", err=True)
     home, added, failed = Store(store), [], []
-    tell = lambda sentence: click.echo(f"dyneq: {sentence}", err=True)  # noqa: E731
     with progress_display("adding", quiet) as progress:
         for i, file in enumerate(files):
             progress(file.name, i / len(files))
             try:
-                added.append(add_file(home, file, run=run, tags=tags, copy=copy, mapping=how, trust=trust, tell=tell))
+                added.append(add_file(home, file, run=run, tags=tags, copy=copy, mapping=how, trust=trust, tell=_tell))
             except DyneqError as error:
                 if len(files) == 1 or isinstance(error, UsageError):
                     raise
@@ -290,6 +289,10 @@ def _record(home: Any, name: str) -> "Record":
     if record is None:
         raise DyneqError(f"the record of {entry.label} is gone from the store; run `dyneq catalog rebuild`")
     return record
+
+
+def _tell(sentence: str) -> None:
+    click.echo(f"dyneq: {sentence}", err=True)
 
 
 def _indented(values: dict[str, Any], depth: int = 4) -> list[str]:

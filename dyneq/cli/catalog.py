@@ -69,7 +69,7 @@ def add(
                 if len(files) == 1 or isinstance(error, UsageError):
                     raise
                 failed.append(str(error))
-                tell(str(error))
+                _tell(str(error))
     if as_json:
         rows = [
             {"sha256": r.sha256, "step": r.content.step, "names": sorted({p.name for p in r.places})} for r in added

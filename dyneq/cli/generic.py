@@ -41,7 +41,7 @@ def probe_command(name: str) -> click.Command:
 
     def run(**values: Any) -> int:
         source = click.get_current_context().get_parameter_source
-        common = {k: v for k, v in values.items() if not k.startswith(_PREFIX)}
+        common = dict.fromkeys(probe.overrides) | {k: v for k, v in values.items() if not k.startswith(_PREFIX)}
         # what was not given is left to the probe's own default
         given = [k for k in values if k.startswith(_PREFIX) and source(k) is ParameterSource.COMMANDLINE]
         params = {k.removeprefix(_PREFIX): values[k] for k in given}
@@ -57,6 +57,7 @@ def probe_command(name: str) -> click.Command:
             ) from error
 
     command = click.command(name=name, help=_help(probe))(probe_options(run))
+    command.params = [p for p in command.params if p.name not in probe.overrides]
     taken = {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
     fields = probe.Params.model_fields
     described = {p["name"]: p for p in parameters(probe.Params)}
@@ -165,7 +166,12 @@ def _shown(default: Any) -> str:
 
 
 def show(name: str, ds: "xr.Dataset") -> str:
-    """Return a result as text: heading, dimensions, the range of every variable, findings."""
+    """Return a result as text: heading, the probe's own text or the range of every variable, findings."""
+    from dyneq.probes.registry import get_probe
+
+    text = get_probe(name).text(ds)
+    if text is not None:
+        return "\n".join([heading(ds), "", text, "", *findings(name, ds)])
     sizes = [f"{dim} {size}{_span(ds, str(dim))}" for dim, size in ds.sizes.items()]
     rows = [
         (
@@ -225,11 +231,17 @@ def _number(value: Any) -> str:
 
 
 def entry(name: str, ds: "xr.Dataset") -> dict[str, Any]:
-    """Return a result as plain values: dims, coords, data_vars, attrs and findings.
+    """Return a result as plain values: what the probe makes of it, or dims, coords, data_vars, attrs; and findings.
 
     Complex numbers are pairs [re, im]; numbers that are not finite are None.
     """
     from dyneq.probes.registry import get_probe
+
+    probe = get_probe(name)
+    found = [{"level": f.level, "text": f.text} for f in probe.summary(ds)]
+    own = probe.document(ds)
+    if own is not None:
+        return {**own, "findings": found}
 
     def arrays(held: Any) -> dict[str, Any]:
         return {
@@ -246,7 +258,7 @@ def entry(name: str, ds: "xr.Dataset") -> dict[str, Any]:
         "coords": arrays(ds.coords),
         "data_vars": arrays(ds.data_vars),
         "attrs": {str(k): _plain(v) for k, v in ds.attrs.items()},
-        "findings": [{"level": f.level, "text": f.text} for f in get_probe(name).summary(ds)],
+        "findings": found,
     }
 
 

@@ -67,6 +67,7 @@ class Probe(ABC):
         Params: The probe's parameters.
         needs_loss: Whether the system must have a loss.
         needs_causal: Whether the system must be causal over tokens.
+        overrides: Common options of the command line (``eps``) that a parameter of the same name takes the place of.
     """
 
     name: ClassVar[str]
@@ -74,6 +75,7 @@ class Probe(ABC):
     Params: ClassVar[type[Params]]
     needs_loss: ClassVar[bool] = False
     needs_causal: ClassVar[bool] = False
+    overrides: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def run(self, system: System, params: Any, progress: Progress = silent) -> xr.Dataset:
@@ -92,6 +94,17 @@ class Probe(ABC):
     @abstractmethod
     def plot(self, ds: xr.Dataset, ax: Any = None) -> "Figure":
         """Draw a result and return the figure; ``ax`` (one, or a sequence where it has several) if given."""
+
+    def text(self, ds: xr.Dataset) -> str | None:
+        """Return the body of a printed result, between heading and findings; None for a table of its variables."""
+        return None
+
+    def document(self, ds: xr.Dataset) -> dict[str, Any] | None:
+        """Return a result as the plain values ``--json`` prints; None for all variables of the dataset.
+
+        NaN and infinity may stay in it: they are printed as null. The findings are added to it.
+        """
+        return None
 
     def match(self, a: xr.Dataset, b: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
         """Return two results of this probe on the same coordinates, so that they can be compared entry by entry.

@@ -56,6 +56,30 @@ class EquilibriumBlock(nn.Module):
     def token_force(self, token: int, context: Tensor, x: Tensor) -> Callable[[Tensor], Tensor]:
         """Return ``z_t -> F_t`` with the tokens before ``token`` held at ``context``."""
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts that :meth:`scaled` can scale; empty if there are none."""
+        return ()
+
+    def scaled(self, part: str, alpha: float) -> "EquilibriumBlock":
+        """Return a copy with one part scaled, sharing all other weights; see :meth:`System.scaled`.
+
+        Args:
+            part: One of :attr:`parts`.
+            alpha: Factor.
+
+        Raises:
+            UsageError: If the block has no such part.
+        """
+        raise UsageError(
+            f"{type(self).__name__} has no parts to scale, such as attention or a feed-forward branch, but {part!r} "
+            "was asked for; use a block that has them"
+        )
+
+    def head_products(self) -> Tensor | None:
+        """Return W_O W_V of every attention head ``[head, channel, channel]``; None without attention."""
+        return None
+
     def bind(self, tokens: Tensor, targets: Tensor | None = None, *, eps: float | None = None) -> "BoundBlock":
         """Return the system of this block on a batch.
 
@@ -136,6 +160,27 @@ class BoundBlock(System):
         """Return the same block bound to some of the samples, indices ``[k]``."""
         targets = None if self.targets is None else self.targets[samples]
         return BoundBlock(self.block, self.tokens[samples], targets, self.eps)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts of the block that can be scaled."""
+        return self.block.parts
+
+    def scaled(self, part: str, alpha: float) -> "BoundBlock":
+        """Return the same batch bound to a copy of the block with one part scaled; weights are shared where they can.
+
+        Args:
+            part: One of :attr:`parts`.
+            alpha: Factor.
+        """
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        copy.block = self.block.scaled(part, alpha)
+        return copy
+
+    def head_products(self) -> Tensor | None:
+        """Return W_O W_V of every attention head ``[head, channel, channel]``; None without attention."""
+        return self.block.head_products()
 
     def linearize(self, z: Tensor) -> tuple[Product, Product]:
         """Return the products with the whole Jacobian at ``z`` and with its transpose."""

@@ -104,6 +104,30 @@ class System(ABC):
         """
         return _Selected(self, samples)
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts that :meth:`scaled` can scale; empty if there are none."""
+        return ()
+
+    def scaled(self, part: str, alpha: float) -> "System":
+        """Return a copy in which one part of the force is scaled by ``alpha``; this system is left as it is.
+
+        Args:
+            part: One of :attr:`parts`.
+            alpha: Factor; 1 changes nothing, 0 knocks the part out.
+
+        Raises:
+            UsageError: If the system has no such part.
+        """
+        raise UsageError(
+            f"{self.name} has no parts to scale, such as attention or a feed-forward branch, but {part!r} was asked "
+            "for; use a block that has them"
+        )
+
+    def head_products(self) -> Tensor | None:
+        """Return the product W_O W_V of every attention head ``[head, channel, channel]``; None without attention."""
+        return None
+
     def with_eps(self, eps: float) -> Self:
         """Return a copy that relaxes with another step size.
 
@@ -227,6 +251,18 @@ class _Selected(System):
 
     def loss(self, z: Tensor) -> Tensor:
         return self.parent.loss(self._embed(z))[self.indices]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return self.parent.parts
+
+    def scaled(self, part: str, alpha: float) -> "System":
+        copy = _Selected(self.parent.scaled(part, alpha), self.indices)
+        copy.eps = self.eps
+        return copy
+
+    def head_products(self) -> Tensor | None:
+        return self.parent.head_products()
 
     def parameter_groups(self) -> dict[str, dict[str, Tensor]]:
         return self.parent.parameter_groups()

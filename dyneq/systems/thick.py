@@ -3,6 +3,7 @@
 F(z) = x - (1 + c) z + Attn(LN1 z) + FFN(LN2 z),    logits = z W_head^T
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -10,9 +11,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from dyneq.errors import DyneqError
+from dyneq.errors import DyneqError, UsageError, nearest
 from dyneq.systems.block import EquilibriumBlock
 from dyneq.systems.parts.attention import AttentionForm, CausalAttention
+from dyneq.systems.parts.copies import shallow_copy, with_weights
 from dyneq.systems.parts.feedforward import FeedForward, Gelu
 from dyneq.systems.parts.norms import LayerNorm
 from dyneq.systems.protocol import Product
@@ -124,6 +126,47 @@ class ThickBlock(EquilibriumBlock):
     def logits(self, z: Tensor) -> Tensor:
         """Return ``[sample, token, vocabulary]``."""
         return self.head(z if self.final is None else self.final(z))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The attention, each of its heads, the feed-forward branch, and the antisymmetric shares of W_O W_V."""
+        return ("attention", *(f"head:{h}" for h in range(self.config.heads)), "ffn", "antisymmetric")
+
+    def scaled(self, part: str, alpha: float) -> "ThickBlock":
+        """Return a copy with one part scaled by ``alpha``; weights it does not change are shared.
+
+        Args:
+            part: ``attention`` (W_O and its bias), ``head:3`` (one head's columns of W_O), ``ffn`` (pj and its bias),
+                or ``antisymmetric`` (the antisymmetric share of every head's product W_O W_V).
+            alpha: Factor, finite.
+
+        Raises:
+            UsageError: If there is no such part, or the factor is not finite.
+        """
+        if not math.isfinite(alpha):
+            raise UsageError(f"a part is scaled by a finite factor, but {alpha} was asked for; 0 knocks it out")
+        if part not in self.parts:
+            heads = f"heads are head:0 to head:{self.config.heads - 1}"
+            raise UsageError(
+                f"{type(self).__name__} has no part {part!r} to scale: its {heads}"
+                if part.startswith("head")
+                else f"{type(self).__name__} has no part {part!r} to scale{nearest(part, self.parts)}"
+            )
+        copy = shallow_copy(self)
+        if part == "ffn":
+            copy.ffn, pj = shallow_copy(self.ffn), self.ffn.pj
+            copy.ffn.pj = with_weights(pj, alpha * pj.weight, None if pj.bias is None else alpha * pj.bias)
+        elif part == "attention":
+            copy.attn = self.attn.scaled(alpha)
+        elif part == "antisymmetric":
+            copy.attn = self.attn.scaled_antisymmetric(alpha)
+        else:
+            copy.attn = self.attn.scaled_head(int(part.removeprefix("head:")), alpha)
+        return copy
+
+    def head_products(self) -> Tensor:
+        """Return W_O W_V of every attention head ``[head, channel, channel]``."""
+        return self.attn.head_products()
 
     def linearize(self, z: Tensor, tokens_only: bool) -> tuple[Product, Product]:
         """Return ``v -> J v`` and ``w -> J^T w`` at ``z``; each costs about one force."""

@@ -2,7 +2,8 @@
 
 Notation: q, k, v are ``[sample, head, token, head channel]``; S = q k^T / sqrt(d), P = softmax(S), O = P v. Products
 with the Jacobian use dP = P * (dS - rowsum(P * dS)), so that with G = P * dS the output changes by
-dO = G v - rowsum(G) * O + P dv: one elementwise pass over the token-by-token array and no exponentials.
+dO = G v - rowsum(G) * O + P dv: one elementwise pass over the token-by-token array and no exponentials. The values may
+be wider than the queries and keys, as they are where the products W_O W_V have been scaled.
 """
 
 import math
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dyneq.systems.parts.copies import shallow_copy, with_weights
 from dyneq.systems.parts.norms import linearize_rms, rms_normalize
 from dyneq.systems.protocol import Product
 
@@ -104,6 +106,46 @@ class CausalAttention(nn.Module):
 
         return of
 
+    def head_products(self) -> Tensor:
+        """Return the product W_O W_V of every head ``[head, channel, channel]``."""
+        outputs = self.wo.weight.unflatten(1, (self.heads, -1)).transpose(0, 1)
+        return outputs @ self.wv.weight.unflatten(0, (self.heads, -1))
+
+    def scaled(self, alpha: float) -> "CausalAttention":
+        """Return a copy whose output is scaled, W_O with its bias; all other weights are shared."""
+        bias = None if self.wo.bias is None else alpha * self.wo.bias
+        return self._with(wo=with_weights(self.wo, alpha * self.wo.weight, bias))
+
+    def scaled_head(self, head: int, alpha: float) -> "CausalAttention":
+        """Return a copy in which what one head adds is scaled: its columns of W_O; the bias of W_O is no head's."""
+        columns = self.wo.weight.detach().clone().unflatten(1, (self.heads, -1))
+        columns[:, head] *= alpha
+        return self._with(wo=with_weights(self.wo, columns.flatten(1), self.wo.bias))
+
+    def scaled_antisymmetric(self, alpha: float) -> "CausalAttention":
+        """Return a copy with S + alpha A for each head's product M = W_O W_V = S + A, S symmetric, A antisymmetric.
+
+        S + alpha A = (1 + alpha)/2 M + (1 - alpha)/2 M^T is had exactly from values of twice the width, made by W_V and
+        W_O^T. Rows of a softmax sum to 1, so that the bias of the values reaches the output as a constant: it moves to
+        the bias of W_O and is not touched.
+        """
+        with torch.no_grad():
+            v, o = self.wv.weight.unflatten(0, (self.heads, -1)), self.wo.weight.unflatten(1, (self.heads, -1))
+            values = torch.cat([v, o.permute(1, 2, 0)], dim=1)
+            outputs = torch.cat([(1 + alpha) / 2 * o, (1 - alpha) / 2 * v.permute(2, 0, 1)], dim=2)
+            constant = self.wo.bias
+            if constant is not None and self.wv.bias is not None:
+                constant = self.wo(self.wv.bias)
+        return self._with(
+            wv=with_weights(self.wv, values.flatten(0, 1), None), wo=with_weights(self.wo, outputs.flatten(1), constant)
+        )
+
+    def _with(self, **projections: nn.Linear) -> "CausalAttention":
+        copy = shallow_copy(self)
+        for name, projection in projections.items():
+            setattr(copy, name, projection)
+        return copy
+
     def linearize(self, u: Tensor, tokens_only: bool) -> tuple[Product, Product]:
         """Return ``v -> J v`` and ``w -> J^T w`` at ``u``.
 
@@ -127,10 +169,11 @@ class CausalAttention(nn.Module):
         kT, vT = k.transpose(-1, -2), v.transpose(-1, -2)
         wq, wk, wv, wo = self.wq.weight, self.wk.weight, self.wv.weight, self.wo.weight
         stacked = torch.cat([wq, wk, wv])
+        widths = [len(wq), len(wk), len(wv)]
         scale = self.scale
 
         def tangents(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            a, b, c = functional.linear(x, stacked).chunk(3, dim=-1)
+            a, b, c = functional.linear(x, stacked).split(widths, dim=-1)
             return dq_of(self._split(a)) * scale, dk_of(self._split(b)), self._split(c)
 
         def cotangents(dq: Tensor, dk: Tensor, dv: Tensor) -> Tensor:

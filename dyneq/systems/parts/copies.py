@@ -28,5 +28,5 @@ def with_weights(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.L
     made.out_features, made.in_features = weight.shape
     tracked = linear.weight.requires_grad
     made.weight = nn.Parameter(weight.detach(), requires_grad=tracked)
-    made.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=tracked)
+    made.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=tracked))
     return made

@@ -38,6 +38,27 @@ class TangentStepper(Stepper):
             at, moved = z + ahead * k, vectors + ahead * dk
         return z + h / 6 * state, vectors + h / 6 * tangent
 
+    @torch.no_grad()
+    def pull_back(self, z: Tensor, covectors: Tensor) -> Tensor:
+        """Return the transposed tangent map of the step from ``z`` applied to covectors ``[vector, sample, ...]``."""
+        h, w = self.step, covectors
+        if self.scheme == "euler":
+            return w + h * self._transposed(z, w)
+        stages, at = [z], z
+        for ahead in (h / 2, h / 2, h):
+            at = z + ahead * self.system.force(at)
+            stages.append(at)
+        total, carried = w, torch.zeros_like(w)
+        for stage, weight, ahead in zip(reversed(stages), (1, 2, 2, 1), (0.0, h, h / 2, h / 2), strict=True):
+            carried = self._transposed(stage, h / 6 * weight * w + ahead * carried)
+            total = total + carried
+        return total
+
+    def _transposed(self, z: Tensor, covectors: Tensor) -> Tensor:
+        linearize = self.system.linearize_tokens if self.tokens_only else self.system.linearize
+        product = linearize(z)[1]
+        return torch.stack([product(w) for w in covectors])
+
     def _linear(self, z: Tensor) -> tuple[Tensor, Apply]:
         """Return the force at ``z`` and what applies its Jacobian to vectors ``[vector, sample, ...]``."""
         system, kind = self.system, type(self.system)

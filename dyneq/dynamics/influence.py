@@ -63,7 +63,7 @@ class Undeclared(System):
 
 
 def by_token(system: System, z: Tensor) -> Tensor:
-    """Return a state as ``[sample, token, channel]``: a view with all other axes flattened, one token without tokens."""
+    """Return a state as ``[sample, token, channel]``, all other axes flattened; as one token where there are none."""
     axis = system.structure.token_axis
     return z.flatten(1).unsqueeze(1) if axis is None else z.movedim(axis, 1).flatten(2)
 

@@ -1,7 +1,7 @@
 """What the attention of a block does at a state: how spread it is, and how large its queries, keys and logits are."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dyneq.systems.block import BoundBlock
 from dyneq.systems.parts.attention import CausalAttention
@@ -48,7 +48,9 @@ def attention_statistics(system: System, z: Tensor) -> dict[str, Tensor] | None:
     if attention is None:
         return None
     assert isinstance(system, BoundBlock)
-    u = system.block.ln1(z)
+    normalize = system.block.ln1
+    assert isinstance(normalize, nn.Module)
+    u = normalize(z)
     query, (key, _) = attention.query(u), attention.key_value(u)
     logits = (query * attention.scale) @ key.transpose(-1, -2)
     p = attention._probabilities(logits).double()
@@ -71,7 +73,7 @@ def attention_statistics(system: System, z: Tensor) -> dict[str, Tensor] | None:
     }
 
 
-def _projections(attention: CausalAttention) -> tuple[torch.nn.Module, torch.nn.Module]:
+def _projections(attention: CausalAttention) -> tuple[nn.Module, nn.Module]:
     return attention.wq, attention.wk
 
 

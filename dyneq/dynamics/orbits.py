@@ -28,7 +28,7 @@ class Orbit:
         period: Minimal period: time units for a flow (``scheme`` is ``rk4``), steps for a map (``euler``).
         period_error: Estimated error of the period, time units; infinite where one discretisation alone closed; 0 for
             maps.
-        closure: norm(phi_T(z) - z)/amplitude, over one period in one piece (an unstable orbit magnifies rounding there).
+        closure: norm(phi_T(z) - z)/amplitude, over one period in one piece; unstable orbits magnify rounding.
         amplitude: Root mean square distance of the orbit from its time mean, state units.
         half_range: Half of the peak-to-peak range of every component, of the shape of ``z``.
         slowness: Largest norm(F) along the orbit over the smallest: large near a root or a slow passage.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dyneq.plugins import Plugin
 
 _COMMANDS = {
+    "diagnose": ("dyneq.cli.diagnose:diagnose", "Why it does not settle: the battery, one verdict, its evidence."),
     "spectrum": ("dyneq.cli.spectrum:spectrum", "Leading eigenvalues of the relaxation map, with certificates."),
     "root": ("dyneq.cli.root:root", "A fixed point of every sample, also where the relaxation cycles."),
     "train": ("dyneq.cli.train:train", "Train an equilibrium block and keep snapshots."),
@@ -22,12 +23,26 @@ _COMMANDS = {
     "list": ("dyneq.cli.listing:listing", "Probes, estimators, systems and recipes that are installed."),
 }
 
+#: Built-in probes whose command is made from their parameters, in the order a newcomer needs them.
+_PROBES = {
+    "census": "For every sample the token where it starts, the root there, and the cause.",
+    "residual": "Residuals and loss against relaxation depth.",
+    "cycle": "Cycle, torus, chaos or still decaying: a long relaxation, its period and Floquet multipliers.",
+    "epsilon": "Sweep of the step at equal time: is the flow to blame, or Euler's step?",
+    "ftle": "Lyapunov exponents, finite-time and asymptotic, with error bars.",
+    "knockout": "Scale a part of the block and follow the root: where does it become unstable?",
+    "solver": "Force evaluations that Euler, Anderson and Newton need.",
+    "nonnormality": "Transient growth, pseudospectra and what the numerical abscissa does not say.",
+    "branches": "Norms of the branches against the input, attention entropy, q/k RMS.",
+    "mixing": "How far a perturbation reaches, loss by position, causality leak.",
+}
+
 
 def _probes() -> list["Plugin"]:
-    """Return the declared probes that have no command of their own, without importing them."""
+    """Return the declared probes that are not listed above, without importing them."""
     from dyneq import plugins  # what finds entry points takes as long to import as all of click
 
-    return [p for p in plugins.declared(plugins.PROBES) if p.name not in _COMMANDS]
+    return [p for p in plugins.declared(plugins.PROBES) if p.name not in _COMMANDS and p.name not in _PROBES]
 
 
 class LazyGroup(click.Group):
@@ -35,14 +50,14 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order a newcomer needs them, then the probes without a command of their own."""
-        return [*_COMMANDS, *dict.fromkeys(p.name for p in _probes())]
+        return [*_COMMANDS, *_PROBES, *dict.fromkeys(p.name for p in _probes())]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Import and return a command; for a probe without one, make it from the probe's parameters."""
         if name in _COMMANDS:
             module, attribute = _COMMANDS[name][0].split(":")
             return getattr(import_module(module), attribute)
-        if not any(p.name == name for p in _probes()):
+        if name not in _PROBES and not any(p.name == name for p in _probes()):
             return None
         from dyneq.cli.generic import probe_command
 
@@ -57,7 +72,8 @@ class LazyGroup(click.Group):
             UsageError: If there is no such command.
         """
         name = args[0] if args else "-"
-        if name not in _COMMANDS and not name.startswith("-") and name not in (known := self.list_commands(ctx)):
+        built_in = name in _COMMANDS or name in _PROBES
+        if not built_in and not name.startswith("-") and name not in (known := self.list_commands(ctx)):
             raise UsageError(f"there is no command or probe called {name!r}{nearest(name, known)}")
         return super().resolve_command(ctx, args)
 
@@ -65,6 +81,8 @@ class LazyGroup(click.Group):
         """List the commands without importing them, and probes that other packages add under a heading of their own."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+        with formatter.section("Probes"):
+            formatter.write_dl(list(_PROBES.items()))
         if probes := _probes():
             with formatter.section("Further probes"):
                 formatter.write_dl([(p.name, f"From {p.origin}; see dyneq {p.name} --help.") for p in probes])
@@ -82,7 +100,10 @@ def app() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 error, 2 usage, 3 some of several failed, 130 interrupted."""
+    """Run the command line and exit.
+
+    0: done; 1: error; 2: usage; 3: some of several failed; 4: not as expected; 130: interrupted.
+    """
     sys.exit(run(argv))
 
 

@@ -46,16 +46,7 @@ class TokenSystem(System):
         self.name, self.time, self.eps = f"{parent.name}, one token", parent.time, parent.eps
         at = torch.tensor(samples, device=context.device), torch.tensor(tokens, device=context.device)
         self._z0 = parent.initial_state().detach()[at]
-        # one call of the parent for all rows that share a token
-        self._groups = []
-        order: list[int] = []
-        for token in sorted(set(tokens)):
-            members = [i for i, t in enumerate(tokens) if t == token]
-            which = torch.tensor([samples[i] for i in members], device=context.device)
-            force = parent.select(which).token_force(token, self._context[which])
-            self._groups.append((torch.tensor(members, device=context.device), force))
-            order += members
-        self._back = torch.tensor(order, device=context.device).argsort()
+        self._force = parent.rows_force(*at, self._context)
 
     def force(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Return F_t of every row's own token t, ``[row, channel]``.
@@ -65,7 +56,7 @@ class TokenSystem(System):
         """
         if context is not None:
             self.require_causal("a force with a context")
-        return torch.cat([force(z[members]) for members, force in self._groups])[self._back]
+        return self._force(z)
 
     def initial_state(self) -> Tensor:
         """Return the input of every row's token ``[row, channel]``."""

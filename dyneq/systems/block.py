@@ -80,6 +80,13 @@ class EquilibriumBlock(nn.Module):
         """Return W_O W_V of every attention head ``[head, channel, channel]``; None without attention."""
         return None
 
+    def rows_force(self, tokens: Tensor, context: Tensor, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """Return ``z -> F`` ``[row, channel]`` for one token of every row, the tokens before it held at ``context``.
+
+        A block that can do this in one call overrides it; None stands for one call for each token.
+        """
+        return None
+
     def bind(self, tokens: Tensor, targets: Tensor | None = None, *, eps: float | None = None) -> "BoundBlock":
         """Return the system of this block on a batch.
 
@@ -203,3 +210,13 @@ class BoundBlock(System):
         """
         self.require_causal("the force on one token")
         return self.block.token_force(token, context, self.x)
+
+    def rows_force(self, samples: Tensor, tokens: Tensor, context: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the force on one token of a sample for every row, with the earlier keys and values computed once.
+
+        Raises:
+            DyneqError: If the block is not causal.
+        """
+        self.require_causal("the force on single tokens")
+        together = self.block.rows_force(tokens, context[samples], self.x[samples])
+        return super().rows_force(samples, tokens, context) if together is None else together

@@ -181,6 +181,32 @@ class System(ABC):
 
         return of
 
+    def rows_force(self, samples: Tensor, tokens: Tensor, context: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return ``z -> F``, both ``[row, channel]``: the force on one token of a sample for every row.
+
+        The default takes the rows that share a token together; blocks override it with one call for all.
+
+        Args:
+            samples: Sample of every row ``[row]``.
+            tokens: Its token ``[row]``.
+            context: State ``[sample, token, channel]`` of the whole batch; only tokens before a row's own matter.
+
+        Raises:
+            DyneqError: If the system is not causal.
+        """
+        self.require_causal("the force on single tokens")
+        groups = []
+        for token in tokens.unique().tolist():
+            members = (tokens == token).nonzero().flatten()
+            force = self.select(samples[members]).token_force(token, context[samples[members]])
+            groups.append((members, force))
+        back = torch.cat([members for members, _ in groups]).argsort()
+
+        def of(z: Tensor) -> Tensor:
+            return torch.cat([force(z[members]) for members, force in groups])[back]
+
+        return of
+
     def require_causal(self, what: str) -> None:
         """Raise unless the system declares itself causal over tokens.
 

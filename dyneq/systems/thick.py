@@ -199,6 +199,19 @@ class ThickBlock(EquilibriumBlock):
 
         return of
 
+    def rows_force(self, tokens: Tensor, context: Tensor, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return ``z -> F`` ``[row, channel]`` for one token of every row, in one call for all of them."""
+        last = int(tokens.max())
+        keys, values = self.attn.key_value(self.ln1(context[:, :last]))
+        hidden = torch.arange(last, device=tokens.device) >= tokens[:, None]
+        attend = self.attn.decode(keys, values, hidden)
+        own, decay = x[torch.arange(len(tokens), device=tokens.device), tokens], 1 + self.config.damping
+
+        def of(z: Tensor) -> Tensor:
+            return own - decay * z + attend(self.ln1(z)) + self.ffn(self.ln2(z))
+
+        return of
+
     def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
         """Return the parameters of attn, ffn, ln, emb and head."""
         prefix = {"attn": "attn", "ffn": "ffn", "ln1": "ln", "ln2": "ln", "final": "ln", "tok": "emb", "pos": "emb"}

@@ -89,18 +89,24 @@ class CausalAttention(nn.Module):
         own = torch.diagonal(p, 0, -2, -1).unsqueeze(-1)
         return self.wo(self._merge(p @ vc + own * (v - vc)))
 
-    def decode(self, keys: Tensor, values: Tensor) -> Callable[[Tensor], Tensor]:
+    def decode(self, keys: Tensor, values: Tensor, hidden: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """Return ``u_t -> output`` of one token, ``[sample, channel]`` each, given the earlier tokens' keys and values.
 
         Args:
             keys: ``[sample, head, earlier token, head channel]``, possibly with no token at all.
-            values: The same shape.
+            values: The same shape, of the values' own width.
+            hidden: Where True, a token that a sample's own does not see, bool ``[sample, earlier token]``; None if each
+                sees them all.
         """
+        masked = None if hidden is None else hidden[:, None, None, :]
 
         def of(u: Tensor) -> Tensor:
             u = u.unsqueeze(-2)
             q, (k, v) = self.query(u) * self.scale, self.key_value(u)
-            scores = torch.cat([q @ keys.transpose(-1, -2), (q * k).sum(-1, keepdim=True)], dim=-1)
+            seen = q @ keys.transpose(-1, -2)
+            if masked is not None:
+                seen = seen.masked_fill(masked, -math.inf)
+            scores = torch.cat([seen, (q * k).sum(-1, keepdim=True)], dim=-1)
             p = scores.softmax(-1)
             return self.wo(self._merge(p[..., :-1] @ values + p[..., -1:] * v)).squeeze(-2)
 

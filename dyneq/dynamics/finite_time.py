@@ -103,7 +103,7 @@ def finite_time_exponents(
     forces, products = stages * steps, stages * steps * vectors
     found = forward
     if whole:
-        found = _resolved(forward, growth.volume.sum(-1), dim)
+        found = _trusted(forward, growth, dim)
     elif backwards:
         found = _backwards(stepper, growth, _reversed(stepper, kept, steps, segment), forward)
         forces, products = forces + (2 * stages - 1) * steps, 2 * products
@@ -114,16 +114,17 @@ def finite_time_exponents(
     )
 
 
-def _resolved(values: Tensor, determinant: Tensor, dim: int) -> Tensor:
-    """Return the logarithms, NaN where the determinant says that small ones are wrong and rounding does not bound them.
+def _trusted(values: Tensor, growth: Growth, dim: int) -> Tensor:
+    """Return the logarithms, NaN where rounding may have made them.
 
-    Only then the representation was too ill-conditioned for the small singular values; those within 1/dim ulps of the
-    largest are good all the same.
+    Small singular values are trusted where no growth was lost between two orthonormalisations and their sum is the
+    logarithm of the determinant; the others only where an explicit product would resolve them, far above an ulp of the
+    largest.
     """
-    total = values.sum(-1)
+    total, determinant = values.sum(-1), growth.volume.sum(-1)
     agree = ((total - determinant).abs() <= AGREEMENT) | (total.isneginf() & determinant.isneginf())
-    safe = values > values[..., :1] + math.log(1e3 * dim * torch.finfo(torch.float64).eps)
-    return torch.where(agree.unsqueeze(-1) | safe, values, torch.nan)
+    seen = values > values[..., :1] + math.log(1e3 * dim * torch.finfo(torch.float64).eps)
+    return torch.where((agree & growth.resolved.all(-1)).unsqueeze(-1) | seen, values, torch.nan)
 
 
 def _reversed(stepper: TangentStepper, kept: list[Tensor], steps: int, segment: int) -> Iterator[tuple[int, Tensor]]:

@@ -107,6 +107,7 @@ class Growth:
     Attributes:
         frame: The vectors.
         product: The product of all R, None if it is not kept.
+        resolved: False where some abs(R_ii) was lost in the rounding of its column ``[sample, k]``.
         volume: Sums of log abs(R_ii) over all steps ``[sample, k]``, the aligning ones among them.
     """
 
@@ -116,7 +117,7 @@ class Growth:
         self.frame, self.plan = Frame(like, axes, count, generator), plan
         shape = (*like.shape[:axes], count)
         self._averages = Averages(plan, shape, like.device)
-        self._resolved = torch.ones(shape, dtype=torch.bool, device=like.device)
+        self.resolved = torch.ones(shape, dtype=torch.bool, device=like.device)
         self._rounding = self.frame.dim * torch.finfo(like.dtype).eps
         self.product = GradedProduct((*shape, count), like.device) if product else None
         self.volume = torch.zeros(shape, dtype=torch.float64, device=like.device)
@@ -127,7 +128,7 @@ class Growth:
             return
         r = self.frame.orthonormalise(z)
         diagonal = torch.diagonal(r, dim1=-2, dim2=-1).abs()
-        self._resolved &= ~(diagonal < self._rounding * torch.linalg.vector_norm(r, dim=-2))
+        self.resolved &= ~(diagonal < self._rounding * torch.linalg.vector_norm(r, dim=-2))
         logarithm = diagonal.double().log()
         self._averages.add(step, logarithm)
         self.volume += logarithm
@@ -148,6 +149,6 @@ class Growth:
             steps=self.plan.steps,
             z=z,
             valid=self.frame.valid,
-            resolved=self._resolved.gather(-1, order) & valid,
+            resolved=self.resolved.gather(-1, order) & valid,
             aligning=self.plan.aligning,
         )

@@ -6,7 +6,7 @@ import click
 
 from dyneq.cli.common import probe_options, run_probe_command
 from dyneq.cli.generic import entry, show
-from dyneq.errors import UsageError, nearest
+from dyneq.errors import UsageError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -39,9 +39,7 @@ def diagnose(expect: str | None, share: float | None, seed: int, **values: Any) 
     from dyneq.dynamics.verdict import Verdict
     from dyneq.probes.census_reading import overall
 
-    names = [v.value for v in Verdict]
-    if expect is not None and expect not in names:
-        raise UsageError(f"there is no verdict called {expect!r}{nearest(expect, names)}")
+    wanted = None if expect is None else Verdict.of(expect)
     if share is not None and expect is None:
         raise UsageError("--share says how many samples should have the verdict of --expect; give that as well")
     own = ("depth", "watch", "patience", "further")
@@ -50,13 +48,13 @@ def diagnose(expect: str | None, share: float | None, seed: int, **values: Any) 
     unmet: list[str] = []
 
     def judge(ds: "xr.Dataset") -> None:
-        if expect is None:
+        if wanted is None:
             return
         found = overall(ds)
-        held = found.share(Verdict(expect))
+        held = found.share(wanted)
         if share is not None and held < share:
             unmet.append(f"expected {expect} for a share of {share:g} of the samples, found {held:.3g}")
-        elif share is None and found.verdict.value != expect:
+        elif share is None and found.verdict is not wanted:
             unmet.append(f"expected {expect}, found {found.verdict.value}")
 
     def text(ds: "xr.Dataset") -> str:

@@ -45,7 +45,8 @@ def probe_command(name: str) -> click.Command:
         # what was not given is left to the probe's own default
         given = [k for k in values if k.startswith(_PREFIX) and source(k) is ParameterSource.COMMANDLINE]
         params = {k.removeprefix(_PREFIX): values[k] for k in given}
-        params |= _seed(probe, common.pop("seed"))
+        params |= _seed(probe, int(values["seed"]))
+        del common["seed"]
         try:
             return run_probe_command(name, params, common, lambda ds: show(name, ds), lambda ds: [entry(name, ds)])
         except (DyneqError, click.ClickException, OSError):

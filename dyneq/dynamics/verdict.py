@@ -3,6 +3,8 @@
 import enum
 from typing import Self
 
+from dyneq.errors import UsageError, nearest
+
 
 class Verdict(enum.Enum):
     """Why a sample settles or does not; ``value`` is the short name that results store.
@@ -71,7 +73,7 @@ class Verdict(enum.Enum):
     LIMIT_CYCLE = (
         "limit-cycle",
         6,
-        "the fixed point is unstable or not reached, and the state circles on a closed orbit: no step and no depth helps",
+        "the fixed point is unstable or not reached; the state circles on a closed orbit: no step and no depth helps",
         "a roll-back, or a penalty that moves the pair back (floss, spectral); damping only rescales",
         "dyneq knockout, for the part that makes it and the critical strength",
     )
@@ -103,6 +105,18 @@ class Verdict(enum.Enum):
         "an earlier snapshot: a blown-up run cannot be rescued",
         "dyneq branches on the snapshots before",
     )
+
+    @classmethod
+    def of(cls, name: str) -> "Verdict":
+        """Return the verdict of a short name.
+
+        Raises:
+            UsageError: If there is none of that name.
+        """
+        known = {verdict.value: verdict for verdict in cls}
+        if name not in known:
+            raise UsageError(f"there is no verdict called {name!r}{nearest(name, known)}")
+        return known[name]
 
 
 class Confidence(enum.StrEnum):

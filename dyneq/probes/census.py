@@ -137,7 +137,7 @@ _NUMBERS: _Numbers = {
     for name, long_name, units in (
         (
             "mu",
-            "eigenvalue at the root that decides: rightmost of a flow, largest multiplier minus 1 of a map",
+            "deciding eigenvalue at the root: rightmost of a flow, largest multiplier minus 1 of a map",
             "1/time",
         ),
         ("mu_error", "first-order error of it, the root's own share included", "1/time"),

@@ -115,11 +115,10 @@ def draw_pairs(ds: xr.Dataset, ax: Axes) -> None:
     ax.set_ylabel("abs Im mu, per unit time")
     if drawn:
         points = np.array(drawn)
-        width = max(0.15, float(np.ptp(points.real)), 0.15 * float(np.abs(points.imag).max()))
+        top = float(np.abs(points.imag).max())
+        width = max(0.15, float(np.ptp(points.real)), 0.15 * top)
         ax.set_xlim(min(points.real.min(), 0) - 0.2 * width, max(points.real.max(), 0) + 0.2 * width)
-        ax.set_ylim(
-            -0.04 * max(float(np.abs(points.imag).max()), width), 1.15 * max(float(np.abs(points.imag).max()), width)
-        )
+        ax.set_ylim(-0.04 * max(top, width), 1.15 * max(top, width))
         ax.set_title("the pairs that decide (upper half plane)", fontsize=9)
     else:
         ax.set_title("no root had to be looked at: everything settled", fontsize=9)

@@ -13,6 +13,7 @@ from dyneq.probes.census import sentences
 
 #: A batch smaller than this needs one sample to support a verdict, a larger one two.
 SMALL = 8
+_NAMES = "  sample token  verdict               rests on   mu at the root         critical eps   period  residual"
 #: Lines of the printed table; further samples are counted.
 LINES = 24
 
@@ -40,7 +41,7 @@ class Overall:
 
 def overall(ds: xr.Dataset) -> Overall:
     """Return the checkpoint's verdict: the worst cause that at least two samples support, or one of fewer than 8."""
-    given = [Verdict(v) for v in ds["verdict"].values]
+    given = [Verdict.of(str(v)) for v in ds["verdict"].values]
     total, needed = len(given), 1 if len(given) < SMALL else 2
     worst_first = sorted(set(given), key=lambda v: -v.severity)
     samples = {v: [i for i, w in enumerate(given) if w is v] for v in worst_first}
@@ -50,10 +51,10 @@ def overall(ds: xr.Dataset) -> Overall:
 
 
 def headline(ds: xr.Dataset) -> str:
-    """Return the verdicts with their shares, the worst first: ``limit-cycle: 3 of 64 samples, first at token 13; ...``."""
+    """Return the verdicts with their shares: ``limit-cycle: 3 of 64 samples, first at token 13; slow: 4 of 64``."""
     found = overall(ds)
     order = sorted(found.samples, key=lambda v: (v is not found.verdict, -v.severity))
-    parts = []
+    parts: list[str] = []
     for verdict in order:
         which = found.samples[verdict]
         text = f"{verdict.value}: {len(which)} of {found.total}{' samples' if not parts else ''}"
@@ -132,19 +133,20 @@ def table(ds: xr.Dataset) -> str:
     rows = [i for v, which in found.samples.items() if v is not Verdict.FIXED_POINT for i in which]
     lines = [f"{len(found.samples.get(Verdict.FIXED_POINT, []))} of {found.total} samples at a stable fixed point"]
     if rows:
-        lines += [
-            "",
-            "  sample token  verdict               rests on   mu at the root         critical eps   period  residual",
-        ]
+        lines += ["", _NAMES]
     for i in rows[:LINES]:
         row = ds.isel(sample=i)
         token = int(row["origin"])
         mu = complex(row["mu"].item())
-        lines.append(
-            f"  {i:6d} {str(token) if token >= 0 else '-':>5}  {row['verdict'].item():<20}  {row['confidence'].item():<9}  "
-            f"{'-' if np.isnan(mu.real) else show(mu):<22} {_number(row['critical_eps']):>12} {_number(row['period']):>8}  "
-            f"{float(row['force_residual']):.1e}"
-        )
+        cells = [
+            f"  {i:6d} {str(token) if token >= 0 else '-':>5}",
+            f"{row['verdict'].item():<20}",
+            f"{row['confidence'].item():<9}",
+            f"{'-' if np.isnan(mu.real) else show(mu):<22} {_number(row['critical_eps']):>12}",
+            f"{_number(row['period']):>7}",
+            f"{float(row['force_residual']):.1e}",
+        ]
+        lines.append("  ".join(cells))
     if len(rows) > LINES:
         lines.append(f"  ... and {len(rows) - LINES} more (--json lists all)")
     return "\n".join(lines)

@@ -67,8 +67,8 @@ class DiagnoseProbe(Probe):
         census = CensusProbe()
         shared = params.model_dump(include={"depth", "watch", "patience", "seed"})
         ds = census.run(system, CensusParams(**shared), lambda what, share: progress(what, 0.7 * share))
-        stages = [("census", "always first: it relaxes the batch and names a cause for every sample", [], 0.0)]
-        stages[0] = (*stages[0][:3], time.perf_counter() - begun)
+        reason = "always first: it relaxes the batch and names a cause for every sample"
+        stages: list[tuple[str, str, list[str], float]] = [("census", reason, [], time.perf_counter() - begun)]
         for stage in plan(ds, params):
             progress(f"{stage.probe} on {len(stage.samples)} samples", 0.75)
             started = time.perf_counter()
@@ -76,19 +76,15 @@ class DiagnoseProbe(Probe):
             stages.append((stage.probe, stage.reason, found, time.perf_counter() - started))
         progress("residuals against depth", 0.95)
         ds = ds.merge(_traces(system, ds, params.depth))
-        words = {"long_name": "", "units": ""}
+
+        def words(index: int, long_name: str) -> tuple[str, Any, dict[str, str]]:
+            texts = [json.dumps(s[2]) if index == 2 else s[index] for s in stages]
+            return "stage", np.array(texts, dtype=object), {"long_name": long_name, "units": ""}
+
         ds = ds.assign(
-            stage_probe=("stage", np.array([s[0] for s in stages], dtype=object), words | {"long_name": "probe run"}),
-            stage_reason=(
-                "stage",
-                np.array([s[1] for s in stages], dtype=object),
-                words | {"long_name": "why it was run"},
-            ),
-            stage_findings=(
-                "stage",
-                np.array([json.dumps(s[2]) for s in stages], dtype=object),
-                words | {"long_name": "what it found, a JSON list of sentences"},
-            ),
+            stage_probe=words(0, "probe run"),
+            stage_reason=words(1, "why it was run"),
+            stage_findings=words(2, "what it found, a JSON list of sentences"),
             stage_seconds=("stage", np.array([s[3] for s in stages]), {"long_name": "time it took", "units": "s"}),
         )
         progress("done", 1.0)

@@ -54,7 +54,7 @@ def _traces(ds: xr.Dataset, ax: Axes) -> None:
     """Draw the force residual of some samples against depth."""
     labelled = set()
     for i, sample in enumerate(ds["trace"].values.tolist()):
-        verdict = Verdict(str(ds["verdict"].values[sample]))
+        verdict = Verdict.of(str(ds["verdict"].values[sample]))
         label = verdict.value if verdict not in labelled else None
         labelled.add(verdict)
         ax.semilogy(ds["step"], ds["trace_residual"].values[i], color=STYLE[verdict][0], lw=1, alpha=0.85, label=label)

@@ -31,7 +31,7 @@ class Fold:
         quadratic: c.
         gap: Smallest modulus of the other eigenvalues, per unit time; infinite if there is none.
         aside: Share of the force that does not lie along the direction.
-        norm: Norm of the state.
+        norm: Norm of the state, or of the initial state where that is larger.
     """
 
     constant: float
@@ -104,4 +104,5 @@ def read_fold(system: System, z: Tensor) -> Fold | None:
     size = float(np.linalg.norm(f))
     aside = float(np.linalg.norm(f - a * q)) / size if size > 0 else 0.0
     gap = float(np.abs(mu[order[1]])) if len(order) > 1 else math.inf
-    return Fold(a, float(mu[first].real), float(p @ bend) / 2, gap, aside, float(torch.linalg.vector_norm(z)))
+    norm = max(float(torch.linalg.vector_norm(y)) for y in (z, system.initial_state()))
+    return Fold(a, float(mu[first].real), float(p @ bend) / 2, gap, aside, norm)

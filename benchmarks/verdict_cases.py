@@ -1,0 +1,402 @@
+"""Systems whose kind is known without dyneq's probes, for the bench of verdicts.
+
+Each case says why its kind is known: a closed form, a planted spectrum, a published value, or a computation written
+here with NumPy alone. Where theory leaves two kinds open, both are accepted and the reason is given.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import dyneq
+from dyneq.systems import analytic
+from dyneq.systems.adapters.function import from_map, from_ode
+from dyneq.systems.protocol import System
+from dyneq.systems.thick import ThickBlock, ThickConfig
+
+SAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One system of known kind.
+
+    Attributes:
+        name: What it is.
+        kinds: The verdicts that are right, for every sample; None where each sample has its own (see ``truth``).
+        make: Makes the system from a seed.
+        why: Why the kind is known.
+        depth: Relaxation steps.
+        truth: For systems whose samples differ: the right verdicts of each sample.
+        seeds: Seeds to run.
+    """
+
+    name: str
+    kinds: frozenset[str] | None
+    make: Callable[[int], System]
+    why: str
+    depth: int = 1000
+    truth: Callable[[int], list[frozenset[str]]] | None = None
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def right(self, seed: int, samples: int) -> list[frozenset[str]]:
+        """Return the right verdicts of every sample."""
+        if self.truth is not None:
+            return self.truth(seed)
+        assert self.kinds is not None
+        return [self.kinds] * samples
+
+
+def start(seed: int, centre: list[float], spread: float, samples: int = SAMPLES) -> Tensor:
+    """Return starts ``[sample, component]`` scattered uniformly within ``spread`` of ``centre``."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    offset = 2 * torch.rand(samples, len(centre), generator=generator, dtype=torch.float64) - 1
+    return torch.tensor(centre, dtype=torch.float64) + spread * offset
+
+
+def planted(seed: int, pairs: list[complex], real: list[float]) -> Tensor:
+    """Return a non-normal matrix with given pairs and real eigenvalues: a random similarity of its rotation blocks."""
+    size = 2 * len(pairs) + len(real)
+    blocks = torch.zeros(size, size, dtype=torch.float64)
+    for i, mu in enumerate(pairs):
+        blocks[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] = torch.tensor([[mu.real, mu.imag], [-mu.imag, mu.real]])
+    for i, mu in enumerate(real):
+        blocks[2 * len(pairs) + i, 2 * len(pairs) + i] = mu
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.eye(size, dtype=torch.float64) + 0.3 * torch.randn(
+        size, size, generator=generator, dtype=torch.float64
+    )
+    return basis @ blocks @ torch.linalg.inv(basis)
+
+
+def _linear(pairs: list[complex], real: list[float], eps: float = 0.1) -> Callable[[int], System]:
+    def make(seed: int) -> System:
+        generator = torch.Generator().manual_seed(50 + seed)
+        z0 = torch.randn(SAMPLES, 2 * len(pairs) + len(real), generator=generator, dtype=torch.float64)
+        return analytic.LinearFlow(planted(seed, pairs, real), z0, eps=eps)
+
+    return make
+
+
+def _scalar(rhs: Callable[[Tensor], Tensor], centre: float, spread: float, eps: float = 0.1) -> Callable[[int], System]:
+    return lambda seed: from_ode(rhs, start(seed, [centre], spread), eps=eps)
+
+
+def two_oscillators(seed: int) -> System:
+    """Two uncoupled Stuart-Landau oscillators with frequencies 1.3 and 1.3 times the golden ratio."""
+    golden = (1 + math.sqrt(5)) / 2
+
+    def rhs(z: Tensor) -> Tensor:
+        parts = []
+        for w, nu in ((z[..., :2], 1.3), (z[..., 2:], 1.3 * golden)):
+            x, y = w.unbind(-1)
+            growth = 0.5 - x * x - y * y
+            parts += [growth * x - nu * y, nu * x + growth * y]
+        return torch.stack(parts, dim=-1)
+
+    return from_ode(rhs, start(seed, [0.7, 0.0, 0.7, 0.0], 0.3), eps=0.05, name="two oscillators")
+
+
+def rotating_block(seed: int, *, pull: float, angle: float = 0.7, eps: float = 0.05) -> System:
+    """A thick block whose attention turns the normalised state by an angle: z' = x - 2 z + g R LN(z), no FFN.
+
+    With x = 0 and R a rotation of the plane of two mean-free directions, z = r (cos p, sin p) obeys
+    r' = -2 r + g sqrt(C) cos(angle), p' = g sqrt(C) sin(angle)/r: a stable circle of radius g sqrt(C) cos(angle)/2 on
+    which it turns by 2 tan(angle) per unit time. With one token, attention is W_O W_V exactly. A large x holds the
+    state: the Jacobian is then close to -2.
+    """
+    channels = 4
+    config = ThickConfig(vocabulary=4, channels=channels, heads=1, tokens=1, attention_bias=False, eps=eps)
+    block = ThickBlock(config, torch.Generator().manual_seed(seed)).double()
+    u = torch.tensor([1.0, -1.0, 0.0, 0.0], dtype=torch.float64) / math.sqrt(2)
+    v = torch.tensor([0.0, 0.0, 1.0, -1.0], dtype=torch.float64) / math.sqrt(2)
+    turn = math.cos(angle) * (torch.outer(u, u) + torch.outer(v, v)) + math.sin(angle) * (
+        torch.outer(v, u) - torch.outer(u, v)
+    )
+    generator = torch.Generator().manual_seed(200 + seed)
+    phases = 2 * math.pi * torch.rand(channels, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        block.attn.wv.weight.copy_(turn)
+        block.attn.wo.weight.copy_(torch.eye(channels, dtype=torch.float64))
+        for part in (block.ffn.pj, block.ffn.fc):
+            part.weight.zero_()
+            part.bias.zero_()
+        block.pos.weight.zero_()
+        block.tok.weight.copy_(pull * (phases.cos()[:, None] * u + phases.sin()[:, None] * v))
+    return block.requires_grad_(False).bind(torch.arange(SAMPLES)[:, None])
+
+
+def network(seed: int, gain: float, size: int = 100) -> System:
+    """A random recurrent network z -> tanh(W z) with W of variance gain^2/size."""
+    weights = _weights(seed, gain, size)
+    generator = torch.Generator().manual_seed(300 + seed)
+    z0 = torch.randn(SAMPLES, size, generator=generator, dtype=torch.float64)
+    return from_map(lambda z: torch.tanh(z @ weights.T), z0, name="random network")
+
+
+def _weights(seed: int, gain: float, size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(400 + seed)
+    return torch.randn(size, size, generator=generator, dtype=torch.float64) * gain / math.sqrt(size)
+
+
+@functools.cache
+def network_exponent(seed: int, gain: float, size: int) -> tuple[float, ...]:
+    """Return the leading Lyapunov exponent of every sample of :func:`network`, by NumPy alone (Benettin, 1980)."""
+    w = _weights(seed, gain, size).numpy()
+    states = network(seed, gain, size).initial_state().numpy()
+    found = []
+    for z in states:
+        rng = np.random.default_rng(seed)
+        v, total, steps = rng.standard_normal(size), 0.0, 20000
+        for n in range(2000 + steps):
+            z = np.tanh(w @ z)
+            v = (1 - z * z) * (w @ v)
+            norm = float(np.linalg.norm(v))
+            v /= norm
+            if n >= 2000:
+                total += math.log(norm)
+        found.append(total / steps)
+    return tuple(found)
+
+
+def network_truth(gain: float) -> Callable[[int], list[frozenset[str]]]:
+    """Return what a strongly coupled network does, by the sign of its exponent; near 0 several kinds are possible."""
+
+    def truth(seed: int) -> list[frozenset[str]]:
+        kinds = []
+        for exponent in network_exponent(seed, gain, 100):
+            if exponent > 0.01:
+                kinds.append(frozenset({"chaos"}))
+            else:
+                kinds.append(frozenset({"limit-cycle", "torus", "fixed-point", "slow"}))
+        return kinds
+
+    return truth
+
+
+def reference_truth(name: str, batch: int) -> list[frozenset[str]]:
+    """Return the kinds of a packaged checkpoint's samples by its manifest.
+
+    The manifest comes from 2,000 relaxation steps and dense eigenvalues at the roots: unstable flow, stable flow with
+    a critical step below eps, or both stable, which is then slow.
+    """
+    manifest = json.loads(files("dyneq").joinpath("reference/manifest.json").read_text())
+    run = manifest["checkpoints"][name]["long_run"]
+    kinds = [frozenset({"fixed-point", "slow"})] * batch
+    for pair in run["pairs"]:
+        if pair["sample"] < batch:
+            unstable, step = pair["mu"][0] > 0, pair["critical_eps"] is not None and pair["critical_eps"] < 0.1
+            kind = "limit-cycle" if unstable else "discrete-instability" if step else "slow"
+            kinds[pair["sample"]] = frozenset({kind})
+    return kinds
+
+
+def _reference(name: str, batch: int) -> Case:
+    return Case(
+        f"packaged checkpoint {name}",
+        None,
+        lambda seed: dyneq.open_checkpoint(name).bind(batch=batch),
+        "its manifest: 2,000 steps, and dense eigenvalues at the roots",
+        truth=lambda seed: reference_truth(name, batch),
+        seeds=(0,),
+    )
+
+
+def _case(name: str, kinds: str, make: Callable[[int], System], why: str, depth: int = 1000) -> Case:
+    return Case(name, frozenset(kinds.split("|")), make, why, depth)
+
+
+CASES = [
+    _case("linear, stable pair", "fixed-point", _linear([-0.5 + 2j], [-1.0, -2.0]), "planted spectrum"),
+    _case("linear, slow real mode", "slow", _linear([-0.5 + 2j], [-0.004]), "planted: exp(-0.4) after 1,000 steps"),
+    _case("linear, slow pair", "slow", _linear([-0.003 + 0.05j], [-1.0]), "planted, critical step 2.4"),
+    _case(
+        "linear, step above the critical one",
+        "discrete-instability",
+        _linear([-0.1 + 3j], [-1.0]),
+        "planted: eps* 0.022",
+    ),
+    _case("linear, stiff", "discrete-instability", _linear([-0.5 + 0.1j], [-25.0]), "planted: eps* 0.08, a flip"),
+    _case(
+        "linear, the rightmost mode is not the critical one",
+        "discrete-instability",
+        _linear([-0.3 + 4j], [-0.05, -1.0]),
+        "planted: eps* 0.037 of the pair, abscissa -0.05 real",
+    ),
+    _case(
+        "Stuart-Landau, r = 0.5",
+        "limit-cycle",
+        lambda s: analytic.StuartLandau(0.5, 2.0, z0=start(s, [1.0, 0.0], 0.5)),
+        "closed form",
+    ),
+    _case(
+        "Stuart-Landau, r = 0.03",
+        "limit-cycle",
+        lambda s: analytic.StuartLandau(0.03, 1.0, z0=start(s, [0.4, 0.0], 0.1), eps=0.02),
+        "closed form",
+        4000,
+    ),
+    _case(
+        "Stuart-Landau, r = -0.5",
+        "fixed-point",
+        lambda s: analytic.StuartLandau(-0.5, 2.0, z0=start(s, [1.0, 0.0], 0.5), eps=0.05),
+        "closed form",
+        2000,
+    ),
+    _case(
+        "Stuart-Landau, decaying spiral",
+        "slow",
+        lambda s: analytic.StuartLandau(-0.02, 1.0, z0=start(s, [0.5, 0.0], 0.2), eps=0.02),
+        "closed form: exp(-0.4) after 1,000 steps, critical step 0.04",
+    ),
+    _case(
+        "Stuart-Landau, r = -0.02, step 0.1",
+        "discrete-instability",
+        lambda s: analytic.StuartLandau(-0.02, 1.0, z0=start(s, [0.5, 0.0], 0.2), eps=0.1),
+        "closed form: eps* 0.04",
+    ),
+    _case(
+        "Euler circle of a stable flow",
+        "discrete-instability",
+        lambda s: analytic.HopfNormalForm(z0=start(s, [0.3, 0.0], 0.1)),
+        "closed form: radius 0.409816",
+    ),
+    _case(
+        "Euler flip of a stable flow",
+        "discrete-instability",
+        lambda s: analytic.FlipFlow(z0=start(s, [0.5], 0.2)),
+        "closed form",
+    ),
+    _case(
+        "Euler flip, beyond period 2",
+        "discrete-instability",
+        lambda s: analytic.FlipFlow(-31.5, z0=start(s, [0.5], 0.1)),
+        "eps mu = -3.15: the orbit of period 2 is unstable",
+    ),
+    _case(
+        "van der Pol, mu = 1",
+        "limit-cycle",
+        lambda s: analytic.VanDerPol(1.0, start(s, [2.0, 0.0], 0.5)),
+        "Lienard's theorem: one stable cycle",
+        2000,
+    ),
+    _case(
+        "van der Pol, mu = 5",
+        "limit-cycle",
+        lambda s: analytic.VanDerPol(5.0, start(s, [2.0, 0.0], 0.5)),
+        "Lienard's theorem: one stable cycle",
+        2000,
+    ),
+    _case(
+        "Brusselator above its Hopf point",
+        "limit-cycle",
+        lambda s: analytic.Brusselator(1.0, 2.3, start(s, [1.0, 2.3], 0.3)),
+        "supercritical at B = 2",
+        3000,
+    ),
+    _case(
+        "Brusselator below its Hopf point",
+        "fixed-point",
+        lambda s: analytic.Brusselator(1.0, 1.2, start(s, [1.0, 1.2], 0.3), eps=0.05),
+        "trace -0.8",
+    ),
+    _case(
+        "FitzHugh-Nagumo, I = 0.5",
+        "limit-cycle",
+        lambda s: analytic.FitzHughNagumo(0.5, z0=start(s, [0.0, 1.0], 0.3)),
+        "between its Hopf points, bounded, one root",
+        3000,
+    ),
+    _case(
+        "FitzHugh-Nagumo, I = 0.1",
+        "fixed-point|slow",
+        lambda s: analytic.FitzHughNagumo(0.1, z0=start(s, [-1.0, -0.5], 0.1)),
+        "below its Hopf points",
+        4000,
+    ),
+    _case(
+        "FitzHugh-Nagumo beside its subcritical Hopf point",
+        "limit-cycle",
+        lambda s: analytic.FitzHughNagumo(0.33, z0=start(s, [2.0, 0.5], 0.1)),
+        "I = 0.33 < 0.33128: a stable root inside a stable relaxation cycle",
+        3000,
+    ),
+    _case(
+        "Lorenz, rho = 28",
+        "chaos",
+        lambda s: analytic.Lorenz(z0=start(s, [1.0, 1.0, 20.0], 1.0)),
+        "exponent 0.906",
+        4000,
+    ),
+    _case(
+        "Lorenz, rho = 10",
+        "fixed-point|slow",
+        lambda s: analytic.Lorenz(rho=10.0, z0=start(s, [3.0, 3.0, 9.0], 1.0), eps=0.01),
+        "stable roots below rho = 24.74",
+        4000,
+    ),
+    _case("Henon", "chaos", lambda s: analytic.Henon(z0=start(s, [0.0, 0.0], 0.1)), "exponent 0.419"),
+    _case(
+        "logistic, r = 2.8", "fixed-point", lambda s: analytic.Logistic(2.8, start(s, [0.4], 0.1)), "multiplier -0.8"
+    ),
+    _case("logistic, r = 3.2", "limit-cycle", lambda s: analytic.Logistic(3.2, start(s, [0.4], 0.1)), "period 2"),
+    _case("logistic, r = 3.5", "limit-cycle", lambda s: analytic.Logistic(3.5, start(s, [0.4], 0.1)), "period 4"),
+    _case("logistic, r = 4", "chaos", lambda s: analytic.Logistic(4.0, start(s, [0.4], 0.1)), "exponent ln 2"),
+    _case("two oscillators", "torus", two_oscillators, "uncoupled, frequencies in the golden ratio", 2000),
+    _case(
+        "at a saddle",
+        "saddle",
+        lambda s: from_ode(lambda z: z - z**3, torch.zeros(SAMPLES, 1, dtype=torch.float64)),
+        "mu = 1",
+    ),
+    _case("near a saddle", "fixed-point", _scalar(lambda z: z - z**3, 0.0, 0.5), "it leaves for +-1, mu = -2"),
+    _case(
+        "ghost of a saddle-node", "fold", _scalar(lambda z: 1e-4 + z * z, -1.0, 0.2), "passage pi/0.01 = 314, after 100"
+    ),
+    _case("on a fold", "fold", _scalar(lambda z: z * z, -1.0, 0.2), "z = -1/(t + 1): the double root, mu = 0"),
+    _case("explosion", "diverged", _scalar(lambda z: z + z**3, 0.5, 0.2, 0.01), "infinite in finite time"),
+    _case(
+        "rotation, radius 0.99",
+        "fixed-point|slow",
+        lambda s: analytic.RotationMap(1.2, 0.99, start(s, [1.0, 0.0], 0.2)),
+        "multiplier 0.99: residual 4e-5 after 1,000 steps",
+    ),
+    _case(
+        "rotation, radius 1.05",
+        "diverged",
+        lambda s: analytic.RotationMap(1.2, 1.05, start(s, [1.0, 0.0], 0.2)),
+        "multiplier 1.05",
+    ),
+    _case("random network, gain 0.8", "fixed-point", lambda s: network(s, 0.8), "circular law: multipliers within 0.8"),
+    Case(
+        "random network, gain 2",
+        None,
+        lambda s: network(s, 2.0),
+        "sign of the exponent, by NumPy alone",
+        truth=network_truth(2.0),
+    ),
+    _case(
+        "rotating block",
+        "limit-cycle",
+        lambda s: rotating_block(s, pull=0.01),
+        "closed form for x = 0: a circle, period pi/tan(0.7) = 3.73",
+        2000,
+    ),
+    _case("held block", "fixed-point", lambda s: rotating_block(s, pull=20.0), "x = 20 against a branch of 2"),
+    _case(
+        "held block, large step",
+        "discrete-instability",
+        lambda s: rotating_block(s, pull=20.0, eps=1.05),
+        "all rates near -2: eps* near 1",
+    ),
+    _reference("converges", 8),
+    _reference("before", 8),
+    _reference("after", 24),
+]

@@ -1,0 +1,59 @@
+"""The scalar equation at a fold, against coefficients known by construction."""
+
+import math
+
+import pytest
+import torch
+
+from dyneq.dynamics.fold import read_fold
+from dyneq.systems.adapters.function import from_ode
+
+
+def embedded(r, bend, turn):
+    """Return s' = r + bend s^2 along one direction of a plane, y' = -3 y along another, and the first direction."""
+    along = torch.tensor([math.cos(turn), math.sin(turn)], dtype=torch.float64)
+    other = torch.tensor([math.cos(turn + 1.0), math.sin(turn + 1.0)], dtype=torch.float64)  # not orthogonal
+    basis = torch.stack([along, other], dim=1)
+    inverse = torch.linalg.inv(basis)
+
+    def rhs(z):
+        s, y = (z @ inverse.T).unbind(-1)
+        return torch.stack([r + bend * s * s, -3 * y], dim=-1) @ basis.T
+
+    return from_ode(rhs, torch.ones(1, 2, dtype=torch.float64)), along
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.4, 2.0])
+@pytest.mark.parametrize("bend", [1.0, -2.0])
+def test_coefficients(turn, bend):
+    system, along = embedded(1e-3, bend, turn)
+    fold = read_fold(system, -0.02 * along[None])
+    assert fold.gap == pytest.approx(3.0, rel=1e-10)
+    assert fold.linear == pytest.approx(-0.04 * bend, rel=1e-10)
+    # a and c change sign with the direction that LAPACK chose; their product does not
+    assert fold.constant * fold.quadratic == pytest.approx((1e-3 + bend * 4e-4) * bend, rel=1e-10)
+    assert fold.discriminant == pytest.approx(-4 * 1e-3 * bend, rel=1e-9)
+    assert fold.aside == pytest.approx(0, abs=1e-10)
+    assert fold.ghost == (bend > 0)
+
+
+def test_passage_time_is_that_of_the_ghost():
+    system, along = embedded(1e-4, 1.0, 0.4)
+    assert read_fold(system, -0.02 * along[None]).passage == pytest.approx(math.pi / 1e-2, rel=1e-9)
+
+
+def test_far_from_the_fold_nothing_is_claimed():
+    """A state that moves in another direction, and one whose slow direction is not much slower than the rest."""
+    system, along = embedded(1e-4, 1.0, 0.0)
+    aside = torch.tensor([[-0.02, 0.3]], dtype=torch.float64)
+    assert not read_fold(system, aside).ghost
+    fast, along = embedded(2.0, 1.0, 0.0)
+    assert not read_fold(fast, -0.5 * along[None]).ghost
+
+
+def test_a_complex_pair_is_no_fold():
+    matrix = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    assert (
+        read_fold(from_ode(lambda z: z @ matrix.T, torch.ones(1, 2, dtype=torch.float64)), torch.ones(1, 2).double())
+        is None
+    )

@@ -29,10 +29,30 @@ class Cost:
         return self.forces + self.products + self.tokens
 
 
+class CountedForce:
+    """A force on tokens that counts its evaluations.
+
+    Args:
+        force: The force.
+        cost: Where the counts go.
+        share: What one evaluation counts.
+    """
+
+    def __init__(self, force: Callable[[Tensor], Tensor], cost: Cost, share: float) -> None:
+        self._force, self._cost, self._share = force, cost, share
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return the force and count it once."""
+        self.count(1)
+        return self._force(z)
+
+    def count(self, times: int) -> None:
+        """Count evaluations made together, as the columns of a Jacobian are."""
+        self._cost.tokens += times * self._share
+
+
 class CountedSystem(System):
     """A system that counts what is asked of it, also through its selections and steps.
-
-    Inside a vectorised derivative an evaluation counts once, not once a column.
 
     Args:
         parent: The system.
@@ -88,23 +108,12 @@ class CountedSystem(System):
 
     def token_force(self, token: int, context: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the parent's force on one token, counted."""
-        of, share = self.parent.token_force(token, context), self._share / context.shape[1]
-
-        def counted(z_t: Tensor) -> Tensor:
-            self.cost.tokens += share
-            return of(z_t)
-
-        return counted
+        return CountedForce(self.parent.token_force(token, context), self.cost, self._share / context.shape[1])
 
     def rows_force(self, samples: Tensor, tokens: Tensor, context: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the parent's force on single tokens of samples, counted."""
-        of, share = self.parent.rows_force(samples, tokens, context), len(samples) / self._whole / context.shape[1]
-
-        def counted(z: Tensor) -> Tensor:
-            self.cost.tokens += share
-            return of(z)
-
-        return counted
+        share = len(samples) / self._whole / context.shape[1]
+        return CountedForce(self.parent.rows_force(samples, tokens, context), self.cost, share)
 
     def _counted(self, products: tuple[Product, Product]) -> tuple[Product, Product]:
         def of(product: Product) -> Product:

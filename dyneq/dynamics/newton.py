@@ -144,10 +144,14 @@ class KrylovDirection(Direction):
 def columns_by_jvp(f: Force) -> Callable[[Tensor], Tensor]:
     """Return ``z -> dF/dz`` as matrices ``[batch, n, n]``, by forward mode over all columns at once.
 
-    The problems of the batch are independent, so one tangent e_j serves every one of them.
+    The problems of the batch are independent, so one tangent e_j serves every one of them. A force that counts its
+    evaluations (:class:`dyneq.dynamics.counting.CountedForce`) sees all columns as one; it is told of the others.
     """
+    count = getattr(f, "count", None)
 
     def jacobian(z: Tensor) -> Tensor:
+        if count is not None:
+            count(z.shape[1] - 1)
         eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
 
         def column(e: Tensor) -> Tensor:

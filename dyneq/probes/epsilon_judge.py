@@ -1,0 +1,294 @@
+"""Who is to blame where a relaxation does not settle: the flow, Euler's step, or the horizon."""
+
+import enum
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dyneq.dynamics.eps_sweep import EpsRun
+from dyneq.dynamics.observed_step import ObservedSteps
+from dyneq.dynamics.rootview import RootView
+from dyneq.dynamics.status import Status
+from dyneq.dynamics.step_bracket import NARROW, StepBracket
+from dyneq.linalg.targets import critical_step
+
+Array = NDArray[np.float64]
+
+#: A settled state further than this from the root, relative to it, is another fixed point.
+ELSEWHERE = 1e-2
+#: What falls is still falling where the largest residual of the last quarter is below this share of the third's.
+FALLING = 0.9
+
+
+class Blame(enum.StrEnum):
+    """The verdict on one sample."""
+
+    STABLE = "stable"
+    """Settles at every step tried."""
+    SETTLES = "settles"
+    """Settles at its own step, but not at every larger one tried."""
+    SLOW = "slow"
+    """Stable at its own step, but the horizon is too short to settle in."""
+    EULER = "euler"
+    """The flow is stable, its own step is not."""
+    FLOW = "flow-unstable"
+    """The flow leaves the root: no step helps."""
+    UNDETERMINED = "undetermined"
+    """The evidence is missing, marginal, or contradicts itself."""
+
+
+class Outcome(enum.StrEnum):
+    """How one relaxation ended."""
+
+    SETTLED = "settled"
+    FALLING = "falling"
+    """Not settled, the force residual still falling."""
+    MOVING = "moving"
+    """Not settled, the force residual not falling."""
+    DIVERGED = "diverged"
+    ABSORBED = "absorbed"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the eigenvalues at one root say.
+
+    Attributes:
+        side: 1 where the flow leaves the root, -1 where it returns, 0 where that is not resolved.
+        rightmost: Eigenvalue with the largest real part.
+        rightmost_error: Its bar.
+        rightmost_block: Its block.
+        critical: Eigenvalue that sets the critical step; NaN unless the flow is stable.
+        critical_error: Bar of that eigenvalue.
+        critical_block: Its block; -1 unless the flow is stable.
+        step: Critical step; NaN unless the flow is stable.
+        low: Lower bound of it.
+        high: Upper bound of it.
+    """
+
+    side: int
+    rightmost: complex
+    rightmost_error: float
+    rightmost_block: int
+    critical: complex
+    critical_error: float
+    critical_block: int
+    step: float
+    low: float
+    high: float
+
+    @property
+    def instability(self) -> str:
+        """How the flow leaves the root: ``hopf``, ``real``, or ``unresolved``; empty where it does not."""
+        return _kind(self.rightmost, self.rightmost_error, "hopf", "real") if self.side > 0 else ""
+
+    @property
+    def step_instability(self) -> str:
+        """What Euler does above the critical step: ``neimark-sacker``, ``flip`` or ``unresolved``; empty if unknown."""
+        return _kind(self.critical, self.critical_error, "neimark-sacker", "flip") if self.side < 0 else ""
+
+
+def _kind(mu: complex, error: float, pair: str, real: str) -> str:
+    if mu.imag == 0:
+        return real
+    return pair if abs(mu.imag) > error else "unresolved"
+
+
+def predictions(view: RootView) -> list[Prediction]:
+    """Return what a linearisation at roots says of each."""
+    sides = view.flow_side()
+    found = []
+    for i in range(len(sides)):
+        side = 1 if (sides[i] > 0).any() else -1 if (sides[i] < 0).all() else 0
+        right = int(view.rightmost.mu[i].real.argmax())
+        rightmost = complex(view.rightmost.mu[i, right]), float(view.rightmost.error[i, right]), right
+        if side >= 0:
+            found.append(Prediction(side, *rightmost, complex(math.nan), math.nan, -1, math.nan, math.nan, math.nan))
+            continue
+        step = critical_step(view.critical.mu[i])
+        bar = np.nan_to_num(view.critical_eps_error[i], nan=np.inf) + np.finfo(np.float64).eps * step
+        block = int(step.argmin())
+        critical = complex(view.critical.mu[i, block]), float(view.critical.error[i, block]), block
+        low, high = float((step - bar).min()), float((step + bar).min())
+        found.append(Prediction(side, *rightmost, *critical, float(step[block]), low, high))
+    return found
+
+
+def outcomes(run: EpsRun) -> list[Outcome]:
+    """Return how each sample of a relaxation ended."""
+    third, fourth = run.quarters.double().cpu().numpy().T
+    short = {Status.CONVERGED: Outcome.SETTLED, Status.DIVERGED: Outcome.DIVERGED, Status.ABSORBED: Outcome.ABSORBED}
+    falling = fourth < FALLING * third
+    return [short.get(s, Outcome.FALLING if falling[i] else Outcome.MOVING) for i, s in enumerate(run.status)]
+
+
+def agreement(prediction: Prediction, bracket: StepBracket) -> str:
+    """Return ``agrees``, ``disagrees`` or ``untested``: whether growth near the root is what eigenvalues foretell.
+
+    Steps agree where their intervals overlap within the share to which a bracket is narrowed.
+    """
+    if prediction.side == 0 or not bracket.known:
+        return "untested"
+    if prediction.side > 0:
+        return "disagrees" if bracket.low > 0 else "agrees"
+    apart = max(prediction.low - bracket.high, bracket.low - prediction.high)
+    return "disagrees" if bracket.flow_unstable or apart > NARROW * prediction.step else "agrees"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on one sample.
+
+    Attributes:
+        blame: The verdict.
+        reason: Why, in words.
+        needed_time: Time at which it is foretold to settle; NaN unless it is slow.
+        confirmed: 1 where Euler is to blame and with a smaller step tried the relaxation settles at the root, or falls
+            towards it at half the rate of displacements at least; 0 where it does with none of the smaller ones tried;
+            NaN where none was tried or Euler is not to blame.
+    """
+
+    blame: Blame
+    reason: str
+    needed_time: float = math.nan
+    confirmed: float = math.nan
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All there is on one sample.
+
+    Attributes:
+        eps: Steps tried, increasing.
+        own: Index of the system's own step among them.
+        prediction: From the eigenvalues at the root.
+        outcome: How the relaxation ended at each step.
+        residual: Force residual at its end.
+        time: Time reached.
+        distance: Relative distance of its end from the root; NaN where not finite.
+        tail_rate: Rate at which the residual fell, 1/time.
+        growth: Growth per step of displacements from the root ``[eps]``.
+        growth_low: Its lower bound.
+        growth_high: Its upper bound.
+        bracket: Of the critical step, as observed.
+        tol: Force residual called settled.
+    """
+
+    eps: Array
+    own: int
+    prediction: Prediction
+    outcome: list[Outcome]
+    residual: Array
+    time: Array
+    distance: Array
+    tail_rate: Array
+    growth: Array
+    growth_low: Array
+    growth_high: Array
+    bracket: StepBracket
+    tol: float
+
+    @classmethod
+    def collect(
+        cls,
+        runs: list[EpsRun],
+        own: int,
+        sample: int,
+        distance: Array,
+        prediction: Prediction,
+        observed: ObservedSteps,
+        row: int,
+        tol: float,
+    ) -> "Evidence":
+        """Return the evidence on one sample.
+
+        Args:
+            runs: Relaxations, by increasing step.
+            own: Index of the system's own step.
+            sample: Index of the sample in the runs.
+            distance: Distances from the root ``[eps]``.
+            prediction: From the eigenvalues at the root.
+            observed: Growth near the roots.
+            row: Index of the sample among the roots observed.
+            tol: Force residual called settled.
+        """
+        return cls(
+            eps=np.array([r.eps for r in runs]),
+            own=own,
+            prediction=prediction,
+            outcome=[outcomes(r)[sample] for r in runs],
+            residual=np.array([float(r.residuals.force[sample]) for r in runs]),
+            time=np.array([r.time for r in runs]),
+            distance=distance,
+            tail_rate=np.array([float(r.tail_rate[sample]) for r in runs]),
+            growth=observed.rate[:, row],
+            growth_low=observed.low[:, row],
+            growth_high=observed.high[:, row],
+            bracket=observed.brackets[row],
+            tol=tol,
+        )
+
+
+def judge(e: Evidence) -> Judgement:
+    """Return the verdict on a sample that has a root."""
+    p, own = e.prediction, float(e.eps[e.own])
+    here = e.outcome[e.own]
+    if here is Outcome.ABSORBED:
+        return _unsure("at its own step the state is frozen by rounding, which is no fixed point; use float64")
+    if here is Outcome.SETTLED and e.distance[e.own] > ELSEWHERE:
+        return _unsure("at its own step it settles at another fixed point than the one examined")
+    if p.side == 0:
+        return _unsure("the root is at the boundary of stability within the errors of its eigenvalues")
+    if agreement(p, e.bracket) == "disagrees":
+        return _unsure("growth near the root contradicts its eigenvalues")
+    if p.side > 0:
+        what = {"hopf": "a complex pair: a Hopf instability", "real": "a real eigenvalue"}.get(p.instability, "unclear")
+        late = "; it looks settled only because it started next to the unstable root" if here is Outcome.SETTLED else ""
+        return Judgement(Blame.FLOW, f"the flow itself leaves the root ({what}), so no step helps{late}")
+    if p.low <= own <= p.high:
+        return _unsure("its own step is the critical one within its error")
+    return _euler(e) if own > p.high else _settling(e)
+
+
+def _unsure(reason: str) -> Judgement:
+    return Judgement(Blame.UNDETERMINED, reason)
+
+
+def _euler(e: Evidence) -> Judgement:
+    p = e.prediction
+    if e.outcome[e.own] is Outcome.SETTLED:
+        return _unsure("it settled at a step at which displacements grow: it started on the root or next to it")
+    if not e.growth_low[e.own] > 0:
+        return _unsure("that displacements grow at its own step is foretold, but was not seen clearly")
+    smaller = np.flatnonzero(e.eps < p.low)
+    confirmed = float(any(_arrives(e, int(i)) for i in smaller)) if len(smaller) else math.nan
+    made = {"flip": "flips from side to side", "neimark-sacker": "oscillates"}.get(p.step_instability, "is unstable")
+    reason = f"the flow is stable, but Euler's step is above the critical one, where it {made}"
+    return Judgement(Blame.EULER, reason, confirmed=confirmed)
+
+
+def _arrives(e: Evidence, i: int) -> bool:
+    """Return whether the relaxation settled at the root, or falls towards it at half the rate near it at least."""
+    if e.outcome[i] is Outcome.SETTLED:
+        return bool(e.distance[i] <= ELSEWHERE)
+    return bool(e.growth_high[i] < 0 and e.tail_rate[i] >= -0.5 * e.growth[i] / e.eps[i])
+
+
+def _settling(e: Evidence) -> Judgement:
+    p, i = e.prediction, e.own
+    if e.outcome[i] is Outcome.SETTLED:
+        if all(o is Outcome.SETTLED for o in e.outcome) and not (e.distance > ELSEWHERE).any():
+            return Judgement(Blame.STABLE, "settles at every step tried")
+        return Judgement(Blame.SETTLES, "settles at its own step, not at every step tried")
+    if e.outcome[i] is Outcome.DIVERGED:
+        return _unsure("it diverges from its initial state although the root is stable: it starts out of its reach")
+    decay = -float(e.growth[i]) / float(e.eps[i])
+    if not e.growth_high[i] < 0:
+        return _unsure("that displacements decay at its own step is foretold, but was not seen clearly")
+    if not _arrives(e, i):
+        return _unsure("the root is stable, but the relaxation does not approach it: another attractor, or far from it")
+    needed = float(e.time[i]) + max(0.0, math.log(float(e.residual[i]) / e.tol)) / decay
+    mode = f"rate {decay:.3g} per unit time"
+    return Judgement(Blame.SLOW, f"stable, but it settles too slowly for the horizon ({mode})", needed_time=needed)

@@ -1,11 +1,14 @@
 """The residual probe: closed forms of decay, time means on cycles, what it says, and the measure of the penalty."""
 
+import json
 import math
+from importlib import resources
 
 import numpy as np
 import pytest
 import torch
 
+import dyneq
 from dyneq.dynamics.relax import relax
 from dyneq.errors import UsageError
 from dyneq.probes.base import CERTIFICATE, COST
@@ -215,6 +218,35 @@ def test_single_precision_and_a_batch_of_one():
     assert ds["trend"].values.tolist() == ["converged"]
     assert np.isnan(ds["rate"][-1]).all(), "rounding is no decay"
     assert (ds["root_status"] == "converged").all()
+
+
+def test_steps_lost_in_rounding_are_no_convergence():
+    system = block(dtype=torch.float32)
+    with torch.no_grad():
+        system.block.tok.weight.mul_(1e8)
+    ds = run_probe("residual", system.block.bind(system.tokens), depth=(0, 100, 400))
+    assert (ds["trend"] == "absorbed").all()
+    assert (ds["force_residual"][-1] < 1e-6).all()
+    assert "frozen by rounding" in said(ds)
+
+
+def test_packaged_samples_decay_at_the_rate_of_their_leading_pair():
+    """The manifest holds mu at their roots: log abs(1 + eps mu) a step where it is slow, no decay where it is Hopf."""
+    manifest = json.loads(resources.files("dyneq").joinpath("reference/manifest.json").read_text())
+    pairs = {p["sample"]: p for p in manifest["checkpoints"]["after"]["long_run"]["pairs"]}
+    samples = [16, 22, 60]
+    known = {s: complex(*pairs[s]["mu"]) for s in samples}
+    for s in (22, 60):  # the rightmost pair is the one nearest to the unit circle, too: it sets the critical step
+        assert -2 * known[s].real / abs(known[s]) ** 2 == pytest.approx(pairs[s]["critical_eps"], rel=1e-6)
+    system = dyneq.open_checkpoint("after").bind(batch=64).select(torch.tensor(samples))
+    ds = run_probe("residual", system, depth=(600, 1200), root=False)
+    assert ds["trend"].values.tolist() == ["level", "falling", "falling"]
+    expected = np.log(np.abs([1 + 0.1 * known[s] for s in samples]))
+    assert expected[0] > 0, "a Hopf pair grows"
+    gap = np.abs(ds["rate"].values[-1] - expected)[1:]
+    assert (gap < 3 * ds["rate_error"].values[-1, 1:] + 2e-5).all(), gap
+    # one more part in a hundred of the slowest of them would be 3e-5
+    assert (gap < 0.01 * np.abs(expected[1:])).all()
 
 
 def test_depth_zero_alone_and_constant_trajectories():

@@ -18,8 +18,8 @@ _TRENDS = {
     "level (or these depths are too close to tell); add a larger --depth",
     "diverged": "diverged: their state grew beyond any fixed point; relax with a smaller eps, or take an earlier "
     "snapshot",
-    "absorbed": "are frozen by rounding: their steps vanish in the last place of the state, so that a small residual is "
-    "no convergence; see dyneq branches, and repeat in float64",
+    "absorbed": "are frozen by rounding: their steps vanish in the last place of the state, so that a small residual "
+    "is no convergence; see dyneq branches, and repeat in float64",
 }
 
 

@@ -1,5 +1,6 @@
 """Frames of tangent vectors, and how they grow: what all exponents are read from."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,7 @@ class Exponents:
         resolved: False where some abs(R_ii) was lost in the rounding of its column, bool ``[sample, k]``: the value is
             then an upper bound at best. Orthonormalise more often.
         aligning: Steps at the beginning that no value is taken from.
+        dim: Dimension of the tangent vectors.
     """
 
     values: Tensor
@@ -39,6 +41,28 @@ class Exponents:
     valid: Tensor
     resolved: Tensor
     aligning: int
+    dim: int
+
+    @property
+    def drift(self) -> Tensor:
+        """How far the values are from what half the horizon gave, absolute, ``[sample, k]``.
+
+        What fades as 1/t (directions that are not aligned yet, a transient of the trajectory) is still missing by as
+        much as this, and shows in no scatter of batches.
+        """
+        half = int((self.history_steps - self.steps / 2).abs().argmin())
+        before = self.history[half]
+        return torch.where(before == self.values, 0.0, (self.values - before).abs())
+
+    @property
+    def margin(self) -> Tensor:
+        """Within how much of 0 a value cannot be told from 0, nats per step, ``[sample, k]``.
+
+        The largest of three standard errors, twice the drift, and (1 + ln(dim)/2) over the steps averaged: a random
+        direction has a share 1/sqrt(dim) of the leading one, so that growth by less than e sqrt(dim) shows nothing.
+        """
+        least = (1 + math.log(self.dim) / 2) / (self.steps - self.aligning)
+        return torch.maximum(3 * self.errors, 2 * self.drift).clamp(min=least)
 
 
 class Frame:
@@ -151,4 +175,5 @@ class Growth:
             valid=self.frame.valid,
             resolved=self.resolved.gather(-1, order) & valid,
             aligning=self.plan.aligning,
+            dim=self.frame.dim,
         )

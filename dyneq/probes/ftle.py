@@ -148,7 +148,8 @@ def _measure(
         exponents = lyapunov_exponents(part, z, generator=generator(), scheme=params.scheme, **horizon)
         forces, products = stages * params.horizon, stages * params.horizon * wanted.frame
     diverged, residual = _end(part, exponents)
-    return Measured(index.numpy(), exponents, finite, diverged, residual, forces, products)
+    # one more force tells how the horizon ends
+    return Measured(index.numpy(), exponents, finite, diverged, residual, forces + 1, products)
 
 
 @torch.no_grad()

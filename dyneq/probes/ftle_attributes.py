@@ -10,6 +10,11 @@ _BARS = "standard error by batch means, widened where batches are correlated; Na
 _ATTRIBUTES = {
     "exponent": (f"leading asymptotic Lyapunov exponents: {_MEANS}", "nats/step"),
     "exponent_error": (_BARS, "nats/step"),
+    "exponent_margin": (
+        "within this of 0 an exponent cannot be told from 0: the largest of 3 standard errors, twice how far half the "
+        "horizon was off, and what a random first direction may make of it",
+        "nats/step",
+    ),
     "exponent_token": ("token whose exponent it is; -1 where it belongs to the whole sample", ""),
     "resolved": (
         "1 where no growth was lost in rounding between two orthonormalisations, else 0: too large then",
@@ -23,11 +28,11 @@ _ATTRIBUTES = {
     "token_rate_error": (_BARS, "nats/time"),
     "history": ("the exponents as they would be had the horizon ended at that step", "nats/step"),
     "kaplan_yorke": (
-        "Kaplan-Yorke dimension; NaN where more exponents would be needed or their errors leave it open; 1 where the "
-        "leading one alone cannot be told from 0, NaN if that is at a fixed point",
+        "Kaplan-Yorke dimension; NaN where more exponents would be needed or their margins leave it open; 1 where the "
+        "leading one alone cannot be told from 0 and the force residual stays",
         "1",
     ),
-    "kaplan_yorke_error": ("errors of the exponents used, added as if they always erred together", "1"),
+    "kaplan_yorke_error": ("a third of the margins of the exponents used, added as if all erred together", "1"),
     "finite_time": (
         "finite-time exponents of the whole sample: log of the largest singular values of the tangent map over the "
         "whole horizon, divided by its steps",
@@ -39,7 +44,10 @@ _ATTRIBUTES = {
         "the bound of carrying them forward: a scale for what it still lacks",
         "nats/step",
     ),
-    "reading": ("expanding, neutral or contracting: the leading exponent above, within or below 3 errors of 0", ""),
+    "reading": (
+        "expanding, neutral or contracting: the leading exponent above, within or below its margin about 0",
+        "",
+    ),
     "status": ("how the relaxation stands at the depth; diverged also where the sample left during the horizon", ""),
     "force_residual": ("norm(F)/norm(z) where the horizon begins", "1/time"),
     "final_force_residual": ("norm(F)/norm(z) where the horizon ends", "1/time"),
@@ -59,6 +67,7 @@ _BAR_OF = {
     "kaplan_yorke": "kaplan_yorke_error",
 }
 _ROLES = {
+    "exponent_margin": CERTIFICATE,
     "resolved": CERTIFICATE,
     "finite_time_gain": CERTIFICATE,
     "exponent_token": EXACT,

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dyneq.dynamics.dimension import is_zero, kaplan_yorke
+from dyneq.dynamics.dimension import SIGMAS, kaplan_yorke
 from dyneq.dynamics.finite_time import FiniteTime
 from dyneq.dynamics.lyapunov import Exponents
 from dyneq.dynamics.relax import Relaxation
@@ -70,7 +70,7 @@ def dataset(system: System, wanted: Wanted, relaxation: Relaxation, measured: Me
         status[index[lost]] = Status.DIVERGED.value
         final[index] = measured.residual
         forces, products = forces + measured.forces, measured.products
-        found = _listed(measured.exponents, wanted) | _finite(measured.finite, wanted)
+        found = _listed(measured, wanted, _moving(relaxation, measured)) | _finite(measured.finite, wanted)
     ds = xr.Dataset({name: (dims, _filled(v, index, lost, samples, dims)) for name, (dims, v) in found.items()})
     ds = ds.assign(
         status=("sample", status),
@@ -84,12 +84,7 @@ def dataset(system: System, wanted: Wanted, relaxation: Relaxation, measured: Me
         ds = ds.assign_coords(token=np.arange(ds.sizes["token"]))
     if measured is not None:
         ds = ds.assign_coords(step=measured.exponents.history_steps.numpy())
-    reading = _readings(ds)
-    ds["reading"] = ("sample", reading)
-    # a fixed point whose leading exponent cannot be told from 0 has dimension 0, if it is one: not told here
-    unknown = (status == Status.CONVERGED.value) & (reading == "neutral")
-    for name in ("kaplan_yorke", "kaplan_yorke_error"):
-        ds[name] = ds[name].where(xr.DataArray(~unknown, dims="sample"))
+    ds["reading"] = ("sample", _readings(ds))
     if system.time is Time.FLOW:
         ds = ds.assign({rate: ds[name] / system.eps for name, rate in _RATES.items() if name in ds})
     return ds
@@ -97,14 +92,22 @@ def dataset(system: System, wanted: Wanted, relaxation: Relaxation, measured: Me
 
 def _readings(ds: xr.Dataset) -> NDArray[np.object_]:
     """Return what the leading exponent of every sample says: expanding, neutral, contracting, or lost."""
-    leading, error = ds["exponent"].values[:, 0], ds["exponent_error"].values[:, 0]
-    words = np.where(is_zero(leading, error), "neutral", np.where(leading > 0, "expanding", "contracting"))
+    leading, margin = ds["exponent"].values[:, 0], ds["exponent_margin"].values[:, 0]
+    words = np.where(np.abs(leading) <= margin, "neutral", np.where(leading > 0, "expanding", "contracting"))
     return np.where(np.isnan(leading), "lost", words).astype(object)
 
 
-def _listed(found: Exponents, wanted: Wanted) -> Variables:
+def _moving(relaxation: Relaxation, measured: Measured) -> NDArray[np.bool_]:
+    """Return which of the samples measured move on at the end of the horizon as they did where it began."""
+    before = relaxation.residuals.force.cpu().double().numpy()[measured.index]
+    return (measured.residual > relaxation.tol) & (measured.residual > 0.5 * before)
+
+
+def _listed(measured: Measured, wanted: Wanted, moving: NDArray[np.bool_]) -> Variables:
     """Return the leading exponents of every sample, and of every token."""
+    found = measured.exponents
     values, errors, history = (x.cpu().numpy() for x in (found.values, found.errors, found.history))
+    margins = found.margin.cpu().numpy()
     resolved = found.resolved.cpu().numpy().astype(np.float64)
     variables: Variables = {}
     samples, width, k = len(values), values.shape[-1], wanted.count
@@ -118,18 +121,21 @@ def _listed(found: Exponents, wanted: Wanted) -> Variables:
             reach = values[..., -1].max(axis=1)
         order = np.argsort(-values.reshape(samples, -1), axis=1, kind="stable")
         tokens = (order // width).astype(np.float64)
-        values, errors, resolved = (
-            np.take_along_axis(x.reshape(samples, -1), order, axis=1) for x in (values, errors, resolved)
+        values, errors, margins, resolved = (
+            np.take_along_axis(x.reshape(samples, -1), order, axis=1) for x in (values, errors, margins, resolved)
         )
         history = np.take_along_axis(history.reshape(len(history), samples, -1), order[None], axis=2)
     dimension = np.full((samples, 2), np.nan)
     for i in np.flatnonzero(~np.isnan(values).any(axis=1)):
         known = values[i] >= reach[i]
-        dimension[i] = kaplan_yorke(values[i, known], errors[i, known], complete)
+        dimension[i] = kaplan_yorke(
+            values[i, known], margins[i, known] / SIGMAS, complete=complete, moving=bool(moving[i])
+        )
     listed = ("sample", "mode")
     return variables | {
         "exponent": (listed, values[:, :k]),
         "exponent_error": (listed, errors[:, :k]),
+        "exponent_margin": (listed, margins[:, :k]),
         "exponent_token": (listed, tokens[:, :k]),
         "resolved": (listed, resolved[:, :k]),
         "history": (("step", *listed), history[..., :k]),
@@ -150,7 +156,7 @@ def _finite(found: FiniteTime | None, wanted: Wanted) -> Variables:
 
 def _nothing(wanted: Wanted) -> Variables:
     over, none = ("sample", "mode"), np.empty((0, wanted.count))
-    names = ("exponent", "exponent_error", "exponent_token", "resolved")
+    names = ("exponent", "exponent_error", "exponent_margin", "exponent_token", "resolved")
     flat: Variables = {name: (("sample",), none[:, 0]) for name in ("kaplan_yorke", "kaplan_yorke_error")}
     return flat | {name: (over, none) for name in names}
 

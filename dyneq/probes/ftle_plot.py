@@ -26,7 +26,7 @@ def plot_ftle(ds: xr.Dataset, ax: Sequence[Axes] | None = None) -> Figure:
         DyneqError: If the result holds no exponents.
     """
     if "history" not in ds or not np.isfinite(ds["exponent"].values).any():
-        raise DyneqError("this result holds no exponents (no sample had a usable state), so there is nothing to draw")
+        raise DyneqError("this result holds no finite exponents, so there is nothing to draw")
     if ax is None:
         figure = Figure(figsize=(11, 4.4), layout="constrained")
         axes: Sequence[Axes] = figure.subplots(1, 2)

@@ -25,10 +25,10 @@ def unit(ds: xr.Dataset) -> tuple[str, str, float]:
 
 def summarize(ds: xr.Dataset) -> list[Finding]:
     """Return the findings of a result; the first is its one-line summary."""
-    name, per, _ = unit(ds)
+    name, per, length = unit(ds)
     reading = ds["reading"].values.astype(str)
     which = {word: np.flatnonzero(reading == word) for word in ("expanding", "neutral", "contracting", "lost")}
-    leading, error = ds[name].values[:, 0], ds[f"{name}_error"].values[:, 0]
+    leading = ds[name].values[:, 0]
     samples = ds.sizes["sample"]
     if len(which["lost"]) == samples:
         return [
@@ -42,21 +42,21 @@ def summarize(ds: xr.Dataset) -> list[Finding]:
     found = [
         Finding(
             "fact",
-            f"perturbations grow in {len(which['expanding'])}, persist in {len(which['neutral'])} and fade in "
-            f"{len(which['contracting'])} of {samples} samples; largest exponent {_at(ds, top)}",
+            f"perturbations grow in {len(which['expanding'])} and fade in {len(which['contracting'])} of {samples} "
+            f"samples, in {len(which['neutral'])} the exponent cannot be told from 0; largest exponent {_at(ds, top)}",
         )
     ]
     if len(which["expanding"]):
         where = which["expanding"]
         text = (
-            f"{_some(where, samples)} expand: their leading exponent is more than 3 standard errors above 0 "
+            f"{_some(where, samples)} expand: their leading exponent is above 0 by more than its margin "
             f"(up to {leading[where].max():+.3g} nats per {per}); the exponent alone cannot tell chaos from a state "
             "that is still leaving an unstable root: look whether the cycle stays (dyneq cycle), and at the root "
             "(dyneq spectrum --at root)"
         )
         found.append(Finding("warning", text))
     if len(which["neutral"]):
-        found.append(_neutral(ds, which["neutral"], error, per))
+        found.append(_neutral(ds, which["neutral"], ds["exponent_margin"].values[:, 0] / length, per))
     if len(which["contracting"]):
         where = which["contracting"]
         slowest = float(leading[where].max())
@@ -70,7 +70,7 @@ def summarize(ds: xr.Dataset) -> list[Finding]:
     return found + _dimension(ds, which) + _finite(ds, which) + _trust(ds, which)
 
 
-def _neutral(ds: xr.Dataset, where: NDArray[np.intp], error: NDArray[np.float64], per: str) -> Finding:
+def _neutral(ds: xr.Dataset, where: NDArray[np.intp], margin: NDArray[np.float64], per: str) -> Finding:
     moving = where[ds["status"].values[where] != "converged"]
     rest = ""
     if len(moving):
@@ -81,9 +81,9 @@ def _neutral(ds: xr.Dataset, where: NDArray[np.intp], error: NDArray[np.float64]
         )
     return Finding(
         "fact",
-        f"in {_some(where, ds.sizes['sample'])} the leading exponent cannot be told from 0 (standard errors up to "
-        f"{error[where].max():.1e} nats per {per}){rest}; a marginal or very slow mode looks the same over a short "
-        "horizon",
+        f"in {_some(where, ds.sizes['sample'])} the leading exponent cannot be told from 0 (margin "
+        f"{margin[where].max():.1e} nats per {per}){rest}; a marginal or very slow mode looks the same, a longer "
+        "horizon narrows the margin",
     )
 
 
@@ -99,7 +99,8 @@ def _dimension(ds: xr.Dataset, which: dict[str, NDArray[np.intp]]) -> list[Findi
         found.append(
             Finding(
                 "fact",
-                f"Kaplan-Yorke dimensions of these up to {value[i]:.3g} +- {error[i]:.1g} (sample {alive[i]}); "
+                f"Kaplan-Yorke dimensions of these, if they stay as they move now, up to {value[i]:.3g} +- "
+                f"{error[i]:.1g} (sample {alive[i]}); "
                 "that of a cycle is 1, of chaos in a flow above 2",
             )
         )
@@ -142,10 +143,11 @@ def drifting(ds: xr.Dataset) -> NDArray[np.intp]:
     if "history" not in ds:
         return np.arange(0)
     half = int(np.abs(ds["step"].values - ds["step"].values[-1] / 2).argmin())
-    change = np.abs(ds["history"].values[-1, :, 0] - ds["history"].values[half, :, 0])
-    value, error = ds["exponent"].values[:, 0], ds["exponent_error"].values[:, 0]
-    bar = np.maximum(DRIFT * np.nan_to_num(error), np.maximum(LEAST_DRIFT * np.abs(value), ROUNDING))
-    return np.flatnonzero(change > bar)  # False for NaN
+    value, before = ds["exponent"].values[:, 0], ds["history"].values[half, :, 0]
+    error = np.nan_to_num(ds["exponent_error"].values[:, 0])
+    bar = np.maximum(DRIFT * error, np.maximum(LEAST_DRIFT * np.abs(value), ROUNDING))
+    known = np.isfinite(value) & np.isfinite(before)
+    return np.flatnonzero(known & (np.abs(np.subtract(value, before, where=known, out=np.zeros_like(value))) > bar))
 
 
 def _trust(ds: xr.Dataset, which: dict[str, NDArray[np.intp]]) -> list[Finding]:

@@ -25,10 +25,10 @@ NOISE = 64
 LENGTHS = (16, 48, 96)
 #: How many steps beyond twice the best n a sweep looks.
 MARGIN = 16
-#: Dimension of the Krylov space that ends the search; it is restarted once.
-KRYLOV = 8
-#: How often it is run at most.
-POLISHES = 3
+#: Dimension of the Krylov spaces that end the search.
+KRYLOV = 5
+#: How often the neighbours of n are tried, and by what share one must be better to go on.
+CLIMBS, CLIMBED = 4, 1e-9
 #: Relative tolerance of the squared singular value that ends the search.
 TOLERANCE = 1e-6
 
@@ -107,8 +107,8 @@ def transient_growth(
 
     Ascent in turns: run a vector forward and take the n at which it is largest; apply M^T as many times, which is a
     step of the power method on (M^n)^T M^n and never lowers the growth at that n; repeat. It begins with the best of a
-    few vectors, each made by two such steps with an n of its own, and Lanczos on (M^n)^T M^n at the n found ends it.
-    Every number is the growth of an explicit vector.
+    few vectors, each made by two such steps with an n of its own, and Lanczos on (M^n)^T M^n, at the n found and at its
+    neighbours while they are better, ends it.    Every number is the growth of an explicit vector.
 
     Args:
         op: A, which must have a transposed product.
@@ -153,9 +153,9 @@ def transient_growth(
 
 
 def _alike(steps: Tensor) -> list[Tensor]:
-    """Return the elements that grow, in groups whose growth takes about the same number of steps."""
+    """Return the elements of the batch in groups whose growth takes about the same number of steps."""
     classes = torch.bucketize(steps.cpu(), torch.tensor(LENGTHS))
-    groups = [((classes == c) & (steps.cpu() > 0)).nonzero().flatten() for c in range(len(LENGTHS) + 1)]
+    groups = [(classes == c).nonzero().flatten() for c in range(len(LENGTHS) + 1)]
     return [index for index in groups if len(index)]
 
 
@@ -173,17 +173,26 @@ def _improve(op: LinearOperator, best: _Best, horizon: int, eps: float | None, s
         best = best.or_better(found)
         if settled:
             break
-    # Lanczos for one n may raise another one: it is then run again for that
-    for _ in range(POLISHES):
-        v, residual = _polish(op, best, eps)
-        found = forward(v)
-        moved = (found.steps != best.steps) & (found.value > best.value)
-        best = best.or_better(found)
-        residual = torch.where(moved.cpu(), torch.nan, residual)
-        if not bool(moved.any()):
+    # from n = 0, Lanczos at n = 1 tells: where norm(M) <= 1 nothing ever grows
+    unknown = torch.full_like(best.value, torch.nan)
+    residual = unknown
+    for _ in range(CLIMBS):
+        climbed = False
+        # Lanczos at the n found, where that has not been done, and at its neighbours
+        for offset in (0, 1, -1) if bool(residual.isnan().any()) else (1, -1):
+            steps = (best.steps + offset).clamp(1, horizon)
+            v, off = _polish(op, best.start, steps, eps)
+            found = forward(v)
+            better = found.value >= best.value
+            climbed |= bool((better & (found.steps != best.steps) & (found.value > (1 + CLIMBED) * best.value)).any())
+            # of another n than Lanczos was run for it certifies nothing
+            residual = torch.where(better, torch.where(found.steps == steps, off, unknown), residual)
+            best = best.or_better(found)
+        if not climbed:
             break
     last = forward(best.start)
-    return last, torch.where((last.steps == best.steps).cpu(), residual, torch.nan)
+    residual = torch.where(last.steps == best.steps, residual, unknown)
+    return last, torch.where(last.steps == 0, 0.0, residual)
 
 
 @dataclass(frozen=True)
@@ -203,7 +212,7 @@ class _Best:
 
     def or_better(self, other: _Best) -> _Best:
         """Return whichever is larger, element by element; the curve is the other's."""
-        better = other.value > self.value
+        better = other.value >= self.value
         wide = better[:, None]
         return _Best(
             torch.where(better, other.value, self.value),
@@ -241,17 +250,18 @@ def _forward(power: Power, v: Tensor, horizon: int) -> _Best:
     return _Best(largest, at, start, peak, curve)
 
 
-def _polish(op: LinearOperator, best: _Best, eps: float | None) -> tuple[Tensor, Tensor]:
-    """Return the leading right singular vectors of M^n near those found, and how far each is from being one."""
-    power = Power(op, best.steps, eps)
+def _polish(op: LinearOperator, start: Tensor, steps: Tensor, eps: float | None) -> tuple[Tensor, Tensor]:
+    """Return the leading right singular vectors of M^n from vectors near them, and how far each is from being one."""
+    power = Power(op, steps, eps)
     pair = extremal_symmetric(
         power.T @ power,
         "largest",
         generator=torch.Generator().manual_seed(0),  # drawn from only if a Krylov space ends early
         subspace=min(KRYLOV, op.dim),
         tol=max(TOLERANCE, 64 * torch.finfo(op.dtype).eps),
-        max_restarts=1,
-        start=best.start,
+        max_restarts=2,
+        start=start,
     )
     value = torch.as_tensor(pair.values[:, 0]).clamp(min=torch.finfo(torch.float64).tiny).sqrt()
-    return pair.vectors[:, 0].to(best.start), torch.as_tensor(pair.residual[:, 0]) / (2 * value)
+    residual = torch.as_tensor(pair.residual[:, 0]) / (2 * value)
+    return pair.vectors[:, 0].to(start), residual.to(start.device)

@@ -28,7 +28,7 @@ class Departure:
             orthogonality, plus the given uncertainty of A `[batch]`: the departure is exactly that of a matrix about
             this far from A.
         error: First-order bound of the error of the departure by that `[batch]`, which grows with the conditions of the
-            eigenvalues; NaN where the matrix has no full set of eigenvectors.
+            eigenvalues; NaN where the matrix has no full set of eigenvectors, or nearly so.
     """
 
     values: NDArray[np.complex128]
@@ -109,8 +109,10 @@ def _first_order(a: Tensor, departure: Tensor, off: Tensor) -> Tensor:
     normal.
     """
     values, vectors = torch.linalg.eig(a)
+    # where the vectors are nearly dependent, a change of A moves eigenvalues by more than in proportion
+    dependent = torch.linalg.cond(vectors) > np.finfo(np.float64).eps ** -0.5
     adjoint, failed = torch.linalg.solve_ex(vectors.mT, (vectors * values.conj()[:, None, :]).mT)
     slope = torch.linalg.matrix_norm(a - adjoint)
-    known = (failed == 0) & torch.isfinite(slope)
+    known = (failed == 0) & torch.isfinite(slope) & ~dependent
     relative = torch.where(departure > 0, slope / torch.where(departure > 0, departure, 1.0), 1.0)
     return torch.where(known, (1 + relative) * off, torch.nan)

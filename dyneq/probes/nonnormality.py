@@ -27,7 +27,7 @@ from dyneq.errors import UsageError
 from dyneq.linalg.hutchinson import Estimate, jackknife
 from dyneq.linalg.lanczos import extremal_symmetric
 from dyneq.linalg.targets import LargestModulus, Rightmost, Target
-from dyneq.probes.base import Finding, Params, Probe, Progress, silent
+from dyneq.probes.base import Finding, Params, Probe, Progress, align, silent
 from dyneq.probes.branch_norm import branch_jacobian_squares
 from dyneq.probes.nonnormality_attributes import describe
 from dyneq.probes.nonnormality_blocks import analyse_blocks, block_growth, chosen_blocks, sample_growth
@@ -96,6 +96,32 @@ class NonnormalityProbe(Probe):
         ds = ds.assign(products=((), products), seconds=((), time.perf_counter() - begun))
         progress("done", 1.0)
         return describe(ds).assign_attrs(eps=system.eps, time=str(system.time), at=params.at)
+
+    def match(self, a: xr.Dataset, b: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+        """Return two results on the same samples, with the blocks that both looked at.
+
+        The grids of the contour plot are left out: each has a frame of its own.
+
+        Args:
+            a: A result of this probe.
+            b: Another one.
+        """
+        a, b = (ds.drop_vars(["sigma_min", "real", "imag"], errors="ignore") for ds in (a, b))
+        if "block" not in a.dims or "block" not in b.dims:
+            return align(a, b)
+        first, second = align(a, b, exclude=("block",))
+        addresses = [list(zip(ds["block_sample"].values, ds["block_token"].values, strict=True)) for ds in (a, b)]
+        shared = [address for address in addresses[0] if address in addresses[1]]
+        found = []
+        for ds, own in zip((first, second), addresses, strict=True):
+            part = ds.isel(block=[own.index(address) for address in shared])
+            left = {"block": len(own) - len(shared)} if len(own) > len(shared) else {}
+            found.append(
+                part.assign_coords(block=np.arange(len(shared))).assign_attrs(
+                    unmatched={**ds.attrs["unmatched"], **left}
+                )
+            )
+        return found[0], found[1]
 
     def summary(self, ds: xr.Dataset) -> list[Finding]:
         """Return what the numbers mean for convergence, and what they do not."""

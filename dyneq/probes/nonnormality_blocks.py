@@ -17,6 +17,8 @@ from dyneq.probes.nonnormality_stability import Stability
 
 #: Floating point operations that the growth of all token blocks may take; beyond it is left out.
 GROWTH_WORK = 2e12
+#: How often the frame of a contour plot is widened until the largest level lies within.
+WIDENINGS = 16
 
 
 def chosen_blocks(
@@ -164,7 +166,8 @@ def analyse_blocks(
     inside = _contracts(blocks, eps)
     for row, block in enumerate(chosen):
         j, values = blocks.matrix[int(block)], blocks.departure.values[block]
-        eigenvalues[row] = values if flow else 1 + values
+        ordered = values[np.lexsort((-values.imag, -values.real))]
+        eigenvalues[row] = ordered if flow else 1 + ordered
         out["block_norm"][row] = float(torch.linalg.matrix_norm(j, 2))
         lead = "block_abscissa" if flow else "block_radius"
         out[lead][row] = values.real.max() if flow else np.abs(1 + values).max()
@@ -188,17 +191,18 @@ def analyse_blocks(
         variables["pseudospectral_abscissa"] = (("block", "level"), alpha)
         variables["pseudospectral_abscissa_error"] = (("block", "level"), margin)
     first = blocks.matrix[int(chosen[0])]
-    real, imag = _frame(eigenvalues[0], max(levels), grid, flow)
+    first = first if flow else _map_of(first, 1.0)
+    real, imag = _frame(first, eigenvalues[0], max(levels), grid, flow)
     plane = real[None, :] + 1j * imag[:, None]
     variables["sigma_min"] = (
         ("imag", "real"),
-        smallest_singular_values(first if flow else _map_of(first, 1.0), plane),
+        smallest_singular_values(first, plane),
     )
     return variables, {"level": np.array(levels), "real": real, "imag": imag, "block": np.arange(count)}
 
 
 def _frame(
-    values: NDArray[np.complex128], level: float, grid: int, flow: bool
+    matrix: Tensor, values: NDArray[np.complex128], level: float, grid: int, flow: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return real and imaginary parts that show all eigenvalues, the largest level and the stability boundary."""
     low, high = values.real.min(), values.real.max()
@@ -207,8 +211,14 @@ def _frame(
         high = max(high, 0.0)
     else:
         low, high, top = min(low, -1.0), max(high, 1.0), max(top, 1.0)
-    room = 2.0 * level + 0.08 * max(high - low, top)
-    top += room
+    room = 1.2 * level + 0.08 * max(high - low, top)
+    for _ in range(WIDENINGS):
+        left, right, above = low - room, high + room, top + room
+        side = np.linspace(0, 1, 33)
+        edge = [left + 1j * above * side, right + 1j * above * side, left + (right - left) * side + 1j * above]
+        if smallest_singular_values(matrix, np.concatenate(edge)).min() > level:
+            break
+        room *= 1.4
     # symmetric about 0, so that half of the points are mirrored
-    half = np.linspace(top / grid, top, grid // 2)
-    return np.linspace(low - room, high + room, grid), np.concatenate([-half[::-1], half])
+    half = np.linspace(above / grid, above, grid // 2)
+    return np.linspace(left, right, grid), np.concatenate([-half[::-1], half])

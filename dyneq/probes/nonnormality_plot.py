@@ -26,7 +26,7 @@ def plot_nonnormality(ds: xr.Dataset, ax: Sequence[Axes] | None = None) -> Figur
     if "growth" not in ds:
         raise DyneqError("this result holds no Jacobian (no sample had a usable state), so there is nothing to draw")
     if ax is None:
-        figure = Figure(figsize=(11.5, 5), layout="constrained")
+        figure = Figure(figsize=(11.5, 5.6), layout="constrained")
         axes: Sequence[Axes] = figure.subplots(1, 2)
     else:
         axes = list(np.ravel(np.asarray(ax, dtype=object)))
@@ -67,12 +67,12 @@ def _pseudospectrum(ds: xr.Dataset, ax: Axes) -> None:
         ax.plot(np.cos(angle), np.sin(angle), color="#b2182b", lw=1.2)
         handles.append(Line2D([], [], color="#b2182b", label="map unstable outside"))
     lines = zip(levels, colours, strict=True)
-    handles += [Line2D([], [], color=c, label=f"J may change by {v:g}") for v, c in lines]
+    handles += [Line2D([], [], color=c, label=f"within a change of J of {v:g}") for v, c in lines]
     half, middle = 0.5 * max(np.ptp(real), np.ptp(imag)), 0.5 * (real[0] + real[-1])
     ax.set_xlim(middle - half, middle + half)
     ax.set_ylim(-half, half)
     ax.set_aspect("equal", adjustable="box")
-    ax.legend(handles=handles, fontsize=8, loc="upper left")
+    ax.legend(handles=handles, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
     what = "mu" if flow else "multiplier"
     ax.set_xlabel(f"Re {what}")
     ax.set_ylabel(f"Im {what}")
@@ -102,7 +102,7 @@ def _growth(ds: xr.Dataset, ax: Axes) -> None:
     if "block_curve" in ds and int(ds["block_token"][0]) >= 0 and np.isfinite(float(ds["block_growth"][0])):
         row = ds.isel(block=0)
         ax.plot(step, row["block_curve"].values, color="#2171b5", lw=1.8, zorder=3)
-        handles.append(Line2D([], [], color="#2171b5", label=f"token block alone, {block_name(row)}"))
+        handles.append(Line2D([], [], color="#2171b5", label=f"token block on the left, {block_name(row)}"))
     ax.axhline(1, color="black", lw=0.8, ls=":")
     shown = np.flatnonzero(np.isfinite(curves[bounded]).any(axis=0)).max()
     ax.set_xlim(0, max(int(shown), 1))

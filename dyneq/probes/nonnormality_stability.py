@@ -67,7 +67,8 @@ def _extreme(
     sample = pairs.block // spectrum.tokens
     largest, top, bottom = (np.full(spectrum.samples, -np.inf) for _ in range(3))
     np.maximum.at(largest, sample, values)
-    np.maximum.at(top, sample, values + error)
-    np.maximum.at(bottom, sample, values - error)
+    with np.errstate(invalid="ignore"):
+        np.maximum.at(top, sample, values + error)
+        np.maximum.at(bottom, sample, values - error)
     rounding = np.finfo(np.float64).eps * np.abs(largest)
     return largest, np.maximum(top - largest, largest - bottom) + rounding

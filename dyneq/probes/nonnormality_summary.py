@@ -32,10 +32,16 @@ def _some(ds: xr.Dataset, mask: NDArray[np.bool_]) -> str:
     return f"{len(which)} of {ds.sizes['sample']} samples ({listed})"
 
 
+def _median(values: NDArray[np.float64]) -> float:
+    """Return the median of the values that are numbers, NaN without any."""
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if known.size else float("nan")
+
+
 def _headline(ds: xr.Dataset) -> Finding:
     growth, departs = ds["growth"].values, ""
     if "relative_departure" in ds:
-        middle = float(np.nanmedian(ds["relative_departure"].values))
+        middle = _median(ds["relative_departure"].values)
         departs = f"; Henrici's departure is {middle:.2f} of norm(J) in the median sample (0: normal)"
     if np.isnan(growth).all():
         text = "no sample has a stable relaxation map, so none has a largest transient growth"
@@ -126,8 +132,9 @@ def _growth(ds: xr.Dataset) -> list[Finding]:
 
 
 def _asymmetry(ds: xr.Dataset) -> list[Finding]:
-    value = float(np.nanmedian(ds["asymmetry"].values))
-    share = float(np.nanmedian(ds["antisymmetric_share"].values))
+    value, share = _median(ds["asymmetry"].values), _median(ds["antisymmetric_share"].values)
+    if np.isnan(value):
+        return []
     text = (
         f"asymmetry norm(Jv - J^T v)/norm(Jv) = {value:.2f} and antisymmetric share {share:.2f} (medians) say how far "
         "J is from that of a gradient flow, which matters for equilibrium propagation; they do not measure "

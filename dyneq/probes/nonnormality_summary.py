@@ -120,8 +120,8 @@ def _growth(ds: xr.Dataset) -> list[Finding]:
         return []
     worst = int(np.nanargmax(growth))
     tokens = ds["token_growth"].values[worst]
-    if np.isnan(tokens).any():
-        return []
+    if np.isnan(tokens).any() or not (ds["token_growth_complete"].values[worst] == 1).all():
+        return []  # another token, or a later step, could have more
     largest, token = float(tokens.max()), int(tokens.argmax())
     passed = ": the rest is passed on from token to token" if growth[worst] > 1.5 * largest else ""
     text = (

@@ -1,9 +1,9 @@
 """Whether a small displacement from a root grows or decays under Euler's steps: the stability that is observed.
 
-Nothing here uses a derivative. The relaxation is followed from root + displacement, with the displacement rescaled every
-step to the size where rounding and curvature disturb it equally, as an infinitesimal one would go. In a causal system
-every token is displaced alone, its predecessors at the root: the relaxation of the whole is stable exactly where that
-of every token is, and the token that leaves is known.
+Nothing here uses a derivative. The relaxation is followed from root + displacement, with the displacement rescaled
+every step to the size where rounding and curvature disturb it equally, as an infinitesimal one would go. In a causal
+system every token is displaced alone, its predecessors at the root: the relaxation of the whole is stable exactly where
+that of every token is, and the token that leaves is known.
 
 The norm of a displacement is no good measure of its growth: it beats while modes rotate. Its last snapshots obey a
 linear recurrence, and the multipliers of that (dynamic mode decomposition; Schmid, J. Fluid Mech. 656, 2010) give the
@@ -23,6 +23,8 @@ from dyneq.systems.protocol import System
 CLEAR = 0.5
 #: Steps of the first stage.
 FEWEST = 64
+#: Most steps a displacement is followed.
+LONGEST = 20_000
 #: Snapshots a recurrence is taken from.
 SNAPSHOTS = 8
 #: The first-order error of a multiplier counts this many times: its condition is known within the snapshots only.
@@ -57,13 +59,13 @@ def displacement_growth(
 
     The bounds are first-order estimates: residual times condition of the recurrence's multipliers, and the rounding of
     the displacement. A sample is followed, in stages of doubling length, until they are close enough to each other to
-    leave the sign of its rate beyond doubt (:data:`CLEAR`), for about the horizon at most.
+    leave the sign of its rate beyond doubt (:data:`CLEAR`), for about the horizon or :data:`LONGEST` steps at most.
 
     Args:
         system: A flow.
         root: Roots ``[sample, ...]``.
         eps: Step size of every sample, ``[sample]``.
-        horizon: Longest time followed, in units of n eps; :data:`FEWEST` steps at least.
+        horizon: Longest time followed, in units of n eps; at least :data:`FEWEST` steps are taken.
         generator: Randomness of the displacements.
     """
     samples = root.shape[0]
@@ -72,7 +74,7 @@ def displacement_growth(
     rate = torch.full((samples, blocks), torch.nan, dtype=torch.float64, device=root.device)
     low, high = torch.full_like(rate, -torch.inf), torch.full_like(rate, torch.inf)
     taken = torch.zeros(samples, dtype=torch.int64)
-    most = torch.clamp(torch.round(horizon / eps.double().cpu()), min=FEWEST).long()
+    most = torch.round(horizon / eps.double().cpu()).clamp(FEWEST, LONGEST).long()
     walk, length, forces = _Walk(system, root, eps, axes, generator), FEWEST, 0.0
     while True:
         found, bottom, top = walk.stage(length)

@@ -30,6 +30,7 @@ class EpsRun:
         eps: Step size.
         steps: Steps the state stands for; where it became stationary before, the rest would have changed nothing.
         z: State ``[sample, ...]`` at the end; not finite for samples that overflowed.
+        late: State after three quarters of the steps.
         residuals: Residuals of ``z``, each ``[sample]``.
         status: One a sample.
         first_within: Steps after which the force residual was first within tolerance, -1 if never, ``[sample]``.
@@ -43,6 +44,7 @@ class EpsRun:
     eps: float
     steps: int
     z: Tensor
+    late: Tensor
     residuals: Residuals
     status: list[Status]
     first_within: Tensor
@@ -115,8 +117,10 @@ def run_eps(system: System, horizon: float, *, tol: float | None = None) -> EpsR
     total, counted = torch.zeros_like(z), 0
     stride = -(-steps // (ROWS - 1))
     rows, at = [], []
-    taken = steps
+    taken, late = steps, z
     for n in range(steps):
+        if n == 3 * steps // 4:
+            late = z
         f = system.force(z)
         residual = relative_size(f, z, least)
         if n % stride == 0:
@@ -129,18 +133,19 @@ def run_eps(system: System, horizon: float, *, tol: float | None = None) -> EpsR
             total, counted = total + z, counted + 1
         moved = torch.add(z, f, alpha=system.eps)
         if n % CHECK_EVERY == 0 and bool(((moved == z) | (moved.isnan() & z.isnan())).all()):
-            taken = n
+            taken, late = n, z
             quarters = residual[:, None].expand(-1, 2).clone()
             total, counted = z, 1
             break
         z = moved
     judged = relax(system, 0, start=z, tol=tol)
-    first = torch.where((first < 0) & (judged.residuals.force <= tol), steps, first)
+    first = torch.where((first < 0) & (judged.residuals.force <= tol), taken, first)
     quarters[:, 1] = torch.maximum(quarters[:, 1], judged.residuals.force)
     return EpsRun(
         eps=system.eps,
         steps=steps,
         z=z,
+        late=late,
         residuals=judged.residuals,
         status=judged.status,
         first_within=first,

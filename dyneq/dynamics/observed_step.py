@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dyneq.dynamics.displaced import displacement_growth
+from dyneq.dynamics.eps_sweep import MOST_STEPS
 from dyneq.dynamics.step_bracket import StepBracket, bracket_step, h_of_rate
 from dyneq.systems.protocol import System
 
@@ -59,6 +60,9 @@ def observe_steps(
     log = _Log(samples)
     forces, rates = 0.0, []
     for e in eps:
+        if horizon / e > MOST_STEPS:  # such a step only vanishes in rounding
+            rates.append([np.full(samples, x) for x in (np.nan, -np.inf, np.inf)])
+            continue
         growth = displacement_growth(system, root, torch.full((samples,), e).double(), horizon, generator=generator)
         forces += growth.forces
         values = [x.cpu().numpy() for x in (growth.rate, growth.low, growth.high)]
@@ -106,5 +110,7 @@ class _Log:
     def block(self, sample: int, bracket: StepBracket) -> int:
         """Return the fastest block at the measured step nearest to the critical one: above it where one was."""
         rows = self._rows[sample]
+        if not rows:
+            return -1
         goal = bracket.high if np.isfinite(bracket.high) else max(row[0] for row in rows)
         return min(rows, key=lambda row: abs(row[0] - goal))[3]

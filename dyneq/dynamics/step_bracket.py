@@ -49,7 +49,7 @@ class StepBracket:
     @property
     def closed(self) -> bool:
         """Whether both sides are bounded by measurements."""
-        return 0 < self.low and np.isfinite(self.high)
+        return bool(self.low > 0 and np.isfinite(self.high))
 
     def next_step(self) -> float | None:
         """Return the step to measure next, None where nothing is to be gained."""

@@ -4,7 +4,6 @@ import math
 import time
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import xarray as xr
 from pydantic import Field, field_validator
@@ -14,7 +13,7 @@ from dyneq.dynamics.counting import counted
 from dyneq.dynamics.eps_sweep import EpsRun, sweep_eps
 from dyneq.dynamics.observed_step import ObservedSteps, observe_steps
 from dyneq.dynamics.relax import Relaxation, default_tolerance
-from dyneq.dynamics.residuals import least_size, relative_size
+from dyneq.dynamics.residuals import least_size, relative_size, sample_norm
 from dyneq.dynamics.roots import Roots, find_root
 from dyneq.dynamics.rootview import view_roots
 from dyneq.dynamics.status import Status
@@ -22,7 +21,7 @@ from dyneq.dynamics.trajectory import Trajectory
 from dyneq.errors import UsageError
 from dyneq.probes.base import Finding, Params, Probe, Progress, silent
 from dyneq.probes.epsilon_dataset import build
-from dyneq.probes.epsilon_judge import Blame, Evidence, Judgement, Prediction, judge, predictions
+from dyneq.probes.epsilon_judge import Approach, Blame, Evidence, Judgement, Prediction, judge, predictions
 from dyneq.systems.protocol import System, Time
 
 
@@ -112,8 +111,8 @@ class EpsilonProbe(Probe):
                 rounds=params.refine,
                 generator=torch.Generator().manual_seed(params.seed),
             )
-        distance = _distances(system, runs, roots)
-        judged = _judge(runs, own, distance, foretold, observed, index.tolist(), len(roots.status), tol)
+        approach = _approach(system, runs, roots)
+        judged = _judge(runs, own, approach, foretold, observed, index.tolist(), len(roots.status), tol)
         ds = build(
             runs,
             own=own,
@@ -122,7 +121,7 @@ class EpsilonProbe(Probe):
             rows=index.numpy(),
             foretold=foretold,
             observed=observed,
-            distance=distance,
+            approach=approach,
             judged=judged,
             per_token=system.structure.causal,
             tol=tol,
@@ -131,8 +130,7 @@ class EpsilonProbe(Probe):
             "sweep_evaluations": (float(sweep_forces), "force evaluations of the whole batch for the relaxations", "1"),
             "evaluations": (
                 meter.cost.total,
-                "force evaluations and Jacobian products of the whole batch in all; inside a vectorised derivative one "
-                "counts once",
+                "force evaluations and Jacobian products of the whole batch in all, the relaxations included",
                 "1",
             ),
             "seconds": (time.perf_counter() - begun, "time spent", "s"),
@@ -185,21 +183,26 @@ def _best_of(system: System, runs: list[EpsRun], own: int, tol: float) -> Relaxa
     )
 
 
-def _distances(system: System, runs: list[EpsRun], roots: Roots) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the relative distance of every end from the root, ``[eps, sample]``; NaN without one or where lost."""
+def _approach(system: System, runs: list[EpsRun], roots: Roots) -> Approach:
+    """Return how far the ends are from the roots, and how fast they came nearer."""
     least = least_size(system)
-    rows: list[Tensor] = []
+    scale = torch.maximum(sample_norm(roots.z), least)
+    rows: list[list[Tensor]] = []
     for run in runs:
         distance = relative_size(run.z - roots.z, roots.z, least)
-        lost = ~torch.isfinite(distance) | ~roots.found.to(distance.device)
-        rows.append(torch.where(lost, torch.nan, distance))
-    return torch.stack(rows).double().cpu().numpy()
+        before = relative_size(run.late - roots.z, roots.z, least)
+        rate = (before / distance).log() / (run.eps * (run.steps - 3 * run.steps // 4))
+        table = [distance, rate, run.residuals.absolute / scale]
+        found = roots.found.to(distance.device)
+        rows.append([torch.where(found & torch.isfinite(x), x, torch.nan) for x in table])
+    parts = [torch.stack(column).double().cpu().numpy() for column in zip(*rows, strict=True)]
+    return Approach(*parts)
 
 
 def _judge(
     runs: list[EpsRun],
     own: int,
-    distance: np.ndarray[Any, np.dtype[np.float64]],
+    approach: Approach,
     foretold: list[Prediction],
     observed: ObservedSteps | None,
     rows: list[int],
@@ -210,6 +213,6 @@ def _judge(
     for row, sample in enumerate(rows):
         assert observed is not None
         judged[sample] = judge(
-            Evidence.collect(runs, own, sample, distance[:, sample], foretold[row], observed, row, tol)
+            Evidence.collect(runs, own, sample, approach.of(sample), foretold[row], observed, row, tol)
         )
     return judged

@@ -12,7 +12,7 @@ from dyneq.dynamics.observed_step import ObservedSteps
 from dyneq.dynamics.roots import Roots
 from dyneq.dynamics.step_bracket import StepBracket
 from dyneq.probes.base import CERTIFICATE, EXACT, annotate
-from dyneq.probes.epsilon_judge import Judgement, Prediction, agreement, outcomes
+from dyneq.probes.epsilon_judge import Approach, Judgement, Prediction, agreement, outcomes
 
 Array = NDArray[np.float64]
 
@@ -49,7 +49,7 @@ def build(
     rows: NDArray[np.int64],
     foretold: list[Prediction],
     observed: ObservedSteps | None,
-    distance: Array,
+    approach: Approach,
     judged: list[Judgement],
     per_token: bool,
     tol: float,
@@ -64,7 +64,7 @@ def build(
         rows: Samples that have a root, in the order of ``foretold`` and ``observed``.
         foretold: Predictions at these roots.
         observed: Growth near them.
-        distance: Of the ends from the roots, ``[eps, sample]``.
+        approach: Where the relaxations ended with respect to the roots.
         judged: Verdicts, one a sample.
         per_token: Whether blocks are tokens.
         tol: Force residual called settled.
@@ -79,7 +79,7 @@ def build(
         put(name, dims, np.array(values, dtype=object), long_name)
 
     at = ("eps", "sample")
-    put("steps", "eps", np.array([r.steps for r in runs]), "steps the relaxation stands for", "steps")
+    put("steps", "eps", np.array([float(r.steps) for r in runs]), "steps the relaxation stands for", "steps")
     put("end_time", "eps", np.array([r.time for r in runs]), "time n eps reached, the horizon to the next step", "time")
     put("force_residual", at, _rows(runs, "force"), "norm(F)/norm(z) at the end, which does not know eps", "1/time")
     put("step_residual", at, _rows(runs, "step"), "eps norm(F)/norm(z) at the end; not evidence of convergence", "1")
@@ -88,7 +88,13 @@ def build(
     put("settled_after", at, np.where(first < 0, np.nan, first), f"steps until first within {tol:g}", "steps")
     tail = np.stack([r.tail_rate.double().cpu().numpy() for r in runs])
     put("tail_rate", at, tail, "rate at which the largest residual fell from the third to the last quarter", "1/time")
-    put("distance", at, distance, "relative distance of the end from the root; NaN without a root or where lost", "1")
+    put(
+        "distance",
+        at,
+        approach.distance,
+        "relative distance of the end from the root; NaN without a root or where lost",
+        "1",
+    )
     put(
         "history",
         ("eps", "time", "sample"),
@@ -220,4 +226,4 @@ def _agreements(
     named = list(blank)
     for i, p, b in zip(rows.tolist(), foretold, brackets, strict=True):
         named[i] = agreement(p, b)
-    return ["untested" if not word else word for word in named]
+    return [word or "untested" for word in named]

@@ -157,6 +157,25 @@ class Judgement:
 
 
 @dataclass(frozen=True)
+class Approach:
+    """Where relaxations ended with respect to the roots, ``[eps, sample]`` or, of one sample, ``[eps]``.
+
+    Attributes:
+        distance: Relative distance of the end from the root; NaN without one or where lost.
+        rate: Rate at which it fell over the last quarter, 1/time.
+        residual: Norm of the force at the end relative to the root: the force residual it has once it is near.
+    """
+
+    distance: Array
+    rate: Array
+    residual: Array
+
+    def of(self, sample: int) -> "Approach":
+        """Return that of one sample."""
+        return Approach(self.distance[:, sample], self.rate[:, sample], self.residual[:, sample])
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All there is on one sample.
 
@@ -165,10 +184,9 @@ class Evidence:
         own: Index of the system's own step among them.
         prediction: From the eigenvalues at the root.
         outcome: How the relaxation ended at each step.
-        residual: Force residual at its end.
         time: Time reached.
-        distance: Relative distance of its end from the root; NaN where not finite.
-        tail_rate: Rate at which the residual fell, 1/time.
+        approach: Where it ended with respect to the root.
+        tail_rate: Rate at which the force residual fell, 1/time.
         growth: Growth per step of displacements from the root ``[eps]``.
         growth_low: Its lower bound.
         growth_high: Its upper bound.
@@ -180,9 +198,8 @@ class Evidence:
     own: int
     prediction: Prediction
     outcome: list[Outcome]
-    residual: Array
     time: Array
-    distance: Array
+    approach: Approach
     tail_rate: Array
     growth: Array
     growth_low: Array
@@ -196,7 +213,7 @@ class Evidence:
         runs: list[EpsRun],
         own: int,
         sample: int,
-        distance: Array,
+        approach: Approach,
         prediction: Prediction,
         observed: ObservedSteps,
         row: int,
@@ -208,7 +225,7 @@ class Evidence:
             runs: Relaxations, by increasing step.
             own: Index of the system's own step.
             sample: Index of the sample in the runs.
-            distance: Distances from the root ``[eps]``.
+            approach: Where the sample's relaxations ended.
             prediction: From the eigenvalues at the root.
             observed: Growth near the roots.
             row: Index of the sample among the roots observed.
@@ -219,9 +236,8 @@ class Evidence:
             own=own,
             prediction=prediction,
             outcome=[outcomes(r)[sample] for r in runs],
-            residual=np.array([float(r.residuals.force[sample]) for r in runs]),
             time=np.array([r.time for r in runs]),
-            distance=distance,
+            approach=approach,
             tail_rate=np.array([float(r.tail_rate[sample]) for r in runs]),
             growth=observed.rate[:, row],
             growth_low=observed.low[:, row],
@@ -237,7 +253,7 @@ def judge(e: Evidence) -> Judgement:
     here = e.outcome[e.own]
     if here is Outcome.ABSORBED:
         return _unsure("at its own step the state is frozen by rounding, which is no fixed point; use float64")
-    if here is Outcome.SETTLED and e.distance[e.own] > ELSEWHERE:
+    if here is Outcome.SETTLED and e.approach.distance[e.own] > ELSEWHERE:
         return _unsure("at its own step it settles at another fixed point than the one examined")
     if p.side == 0:
         return _unsure("the root is at the boundary of stability within the errors of its eigenvalues")
@@ -270,16 +286,27 @@ def _euler(e: Evidence) -> Judgement:
 
 
 def _arrives(e: Evidence, i: int) -> bool:
-    """Return whether the relaxation settled at the root, or falls towards it at half the rate near it at least."""
+    """Return whether the relaxation settled at the root, or nears it at half the rate of displacements at least.
+
+    The residual relative to the state does not fall as long as the state is large against a small root, and a rotating
+    distance may happen to fall little; so either may show the rate, but the distance must fall.
+    """
     if e.outcome[i] is Outcome.SETTLED:
-        return bool(e.distance[i] <= ELSEWHERE)
-    return bool(e.growth_high[i] < 0 and e.tail_rate[i] >= -0.5 * e.growth[i] / e.eps[i])
+        return bool(e.approach.distance[i] <= ELSEWHERE)
+    decay, nearing = -float(e.growth[i]) / float(e.eps[i]), float(e.approach.rate[i])
+    if not e.growth_high[i] < 0 or not nearing > 0.1 * decay:
+        return False
+    return nearing >= 0.5 * decay or bool(e.tail_rate[i] >= 0.5 * decay)
 
 
 def _settling(e: Evidence) -> Judgement:
-    p, i = e.prediction, e.own
+    i = e.own
     if e.outcome[i] is Outcome.SETTLED:
-        if all(o is Outcome.SETTLED for o in e.outcome) and not (e.distance > ELSEWHERE).any():
+        # a step that vanishes in rounding is no step that was tried
+        if (
+            all(o in (Outcome.SETTLED, Outcome.ABSORBED) for o in e.outcome)
+            and not (e.approach.distance > ELSEWHERE).any()
+        ):
             return Judgement(Blame.STABLE, "settles at every step tried")
         return Judgement(Blame.SETTLES, "settles at its own step, not at every step tried")
     if e.outcome[i] is Outcome.DIVERGED:
@@ -289,6 +316,6 @@ def _settling(e: Evidence) -> Judgement:
         return _unsure("that displacements decay at its own step is foretold, but was not seen clearly")
     if not _arrives(e, i):
         return _unsure("the root is stable, but the relaxation does not approach it: another attractor, or far from it")
-    needed = float(e.time[i]) + max(0.0, math.log(float(e.residual[i]) / e.tol)) / decay
+    needed = float(e.time[i]) + max(0.0, math.log(float(e.approach.residual[i]) / e.tol)) / decay
     mode = f"rate {decay:.3g} per unit time"
     return Judgement(Blame.SLOW, f"stable, but it settles too slowly for the horizon ({mode})", needed_time=needed)

@@ -37,9 +37,9 @@ def summarize(ds: xr.Dataset) -> list[Finding]:
 
 
 _WORDS = {
-    Blame.FLOW: "are left by the flow itself",
-    Blame.EULER: "are kept moving by Euler's step",
-    Blame.SLOW: "are merely slow",
+    Blame.FLOW: "left by the flow itself",
+    Blame.EULER: "kept moving by Euler's step",
+    Blame.SLOW: "merely slow",
     Blame.UNDETERMINED: "undetermined",
 }
 
@@ -160,7 +160,13 @@ def tables(ds: xr.Dataset) -> str:
         counts = [str(int((row["outcome"] == str(o)).sum())) for o in Outcome]
         numbers = [f"{np.median(residual):.1e}", f"{residual.max():.1e}"]
         rows.append(
-            [f"{float(row['eps']):g}{own}", str(int(row["steps"])), f"{float(row['end_time']):g}", *counts, *numbers]
+            [
+                f"{float(row['eps']):g}{own}",
+                f"{float(row['steps']):.6g}",
+                f"{float(row['end_time']):g}",
+                *counts,
+                *numbers,
+            ]
         )
     return "\n".join([*aligned(head, rows), "", *_samples(ds)])
 
@@ -221,7 +227,7 @@ def entries(ds: xr.Dataset) -> dict[str, Any]:
         steps.append(
             {
                 "eps": float(row["eps"]),
-                "steps": int(row["steps"]),
+                "steps": float(row["steps"]),
                 "time": float(row["end_time"]),
                 "outcomes": [str(o) for o in row["outcome"].values],
                 "force_residual": row["force_residual"].values.tolist(),

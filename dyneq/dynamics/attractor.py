@@ -7,34 +7,59 @@ shooting.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dyneq.dynamics.attractor_kinds import Attractor, AttractorKind, Evidence, Verdict
+from dyneq.dynamics.attractor_measure import (
+    WINDOW,
+    add_exponents,
+    chaos_of,
+    follow_second,
+    gather,
+    row_distance,
+)
 from dyneq.dynamics.attractor_orbits import confirm
 from dyneq.dynamics.attractor_rules import judge
-from dyneq.dynamics.chaos import ZeroOne, oscillation_time, zero_one
-from dyneq.dynamics.decay import classify_decay
-from dyneq.dynamics.lyapunov import lyapunov_exponents, token_exponents
 from dyneq.dynamics.monitor import Record, observe
-from dyneq.dynamics.period import PERIODIC, Oscillation, measure_oscillation
 from dyneq.dynamics.relax import default_tolerance
 from dyneq.dynamics.residuals import sample_norm
+from dyneq.dynamics.structure import check_causality
 from dyneq.errors import UsageError
-from dyneq.systems.protocol import System, Time
+from dyneq.systems.protocol import System
 
-__all__ = ["Attractor", "AttractorKind", "classify_attractors", "classify_record", "first_moving_token"]
+__all__ = [
+    "Attractor",
+    "AttractorKind",
+    "Followed",
+    "classify_attractors",
+    "classify_record",
+    "first_moving_token",
+    "follow",
+]
 
-#: Rows of the record that are analysed.
-WINDOW = 8192
 #: Steps of the first look, from which the distance of rows is chosen and what rests is told.
 LOOK = 512
-#: Exponents of whole blocks are averaged over this many steps at most: each costs as many products as there are.
-BLOCK_STEPS = 2000
-#: The second start: the state drawn towards its time mean to this share, and displaced by this share of the amplitude.
-DRAWN, DISPLACED = 0.6, 0.2
+
+
+@dataclass(frozen=True)
+class Followed:
+    """Samples followed for long.
+
+    Attributes:
+        attractors: What each ends on, one a sample.
+        look: The first look, of all samples.
+        moving: Samples that moved, the only ones in the record ``[k]``.
+        record: Their record after the first look; None where all rest.
+    """
+
+    attractors: list[Attractor]
+    look: Record
+    moving: list[int]
+    record: Record | None
 
 
 @torch.no_grad()
@@ -66,13 +91,59 @@ def classify_attractors(
 
     Raises:
         UsageError: If there are too few steps to look at, or ``exponents`` is negative.
+        CausalityError: If the system declares itself causal but is not.
+    """
+    return follow(
+        system,
+        z,
+        steps=steps,
+        generator=generator,
+        second_start=second_start,
+        exponents=exponents,
+        shooting=shooting,
+        tol=tol,
+    ).attractors
+
+
+@torch.no_grad()
+def follow(
+    system: System,
+    z: Tensor,
+    *,
+    steps: int,
+    generator: torch.Generator,
+    second_start: bool = True,
+    exponents: int = 3,
+    shooting: bool = True,
+    tol: float | None = None,
+    projections: int = 8,
+    progress: Callable[[str, float], None] | None = None,
+) -> Followed:
+    """Follow every sample and say what it ends on; arguments as in :func:`classify_attractors`.
+
+    Args:
+        system: Any system.
+        z: States after the transient ``[sample, ...]``.
+        steps: Steps recorded.
+        generator: Source of all that is drawn.
+        second_start: Whether to follow a second start.
+        exponents: Lyapunov exponents.
+        shooting: Whether to look for the periodic orbit of each cycle.
+        tol: Force residual called converged.
+        projections: Random unit vectors the state is projected on.
+        progress: Told what is done and how far it is.
+
+    Raises:
+        UsageError: If there are too few steps to look at.
+        CausalityError: If the system declares itself causal but is not.
     """
     if steps < 200:
         raise UsageError(f"an attractor is judged from at least 200 steps, but steps={steps} was given")
-    look = observe(system, z, min(LOOK, steps), generator=generator)
+    look = observe(system, z, min(LOOK, steps), projections=projections, generator=generator)
     tol = default_tolerance(z.dtype) if tol is None else tol
     found: list[Attractor | None] = [None] * z.shape[0]
-    moving = []
+    moving: list[int] = []
+    record: Record | None = None
     for i in range(z.shape[0]):
         verdict = _resting(system, look, i, tol)
         if verdict is None:
@@ -80,12 +151,21 @@ def classify_attractors(
         else:
             found[i] = verdict
     if moving:
+        say = progress or (lambda what, share: None)
         index = torch.tensor(moving, device=z.device)
         whole = len(moving) == z.shape[0]
         part = system if whole else system.select(index)
-        every = _distance(part, look, moving, steps)
+        if part.structure.causal:  # exponents and orbits token by token rely on it
+            check_causality(part, look.z[index])
+        every = row_distance(part, look, moving, steps)
         record = observe(
-            part, look.z[index], steps, every=every, window=WINDOW, directions=look.directions, generator=generator
+            part,
+            look.z[index],
+            steps,
+            every=every,
+            window=WINDOW,
+            directions=look.directions,
+            progress=lambda share: say("recording the samples that move", 0.3 * share),
         )
         judged = classify_record(
             part,
@@ -95,10 +175,11 @@ def classify_attractors(
             exponents=exponents,
             shooting=shooting,
             tol=tol,
+            progress=progress,
         )
         for i, a in zip(moving, judged, strict=True):
             found[i] = a
-    return [a for a in found if a is not None]
+    return Followed([a for a in found if a is not None], look, moving, record)
 
 
 @torch.no_grad()
@@ -122,21 +203,24 @@ def classify_record(
         raise UsageError(f"the number of Lyapunov exponents cannot be negative, but {exponents} were asked for")
     say = progress or (lambda what, share: None)
     tol = default_tolerance(record.z.dtype) if tol is None else tol
-    items = [_evidence(system, record, i, tol) for i in range(record.z.shape[0])]
+    items = [gather(system, record, i, tol) for i in range(record.z.shape[0])]
     moving = [i for i, e in enumerate(items) if judge(e).kind is AttractorKind.UNDETERMINED and not e.frozen]
     if moving:
         index = torch.tensor(moving, device=record.z.device)
         part = system if len(moving) == len(items) else system.select(index)
         if exponents:
             say("Lyapunov exponents", 0.3)
-            _add_exponents(part, record.z[index], [items[i] for i in moving], exponents, record.steps, generator)
+            add_exponents(part, record.z[index], [items[i] for i in moving], exponents, record.steps, generator)
         if second_start:
             say("second start", 0.6)
-            _follow_second(part, record, index, [items[i] for i in moving], tol, generator)
+            follow_second(part, record, index, [items[i] for i in moving], tol, generator)
         for i in moving:
-            items[i].zero_one = _test(record, i, items[i].first, generator)
-    say("periodic orbits", 0.8)
-    return [_finish(system, record, i, e, judge(e), shooting) for i, e in enumerate(items)]
+            items[i].zero_one = chaos_of(record, i, items[i].first, generator)
+    found = [_finish(record, i, e, judge(e)) for i, e in enumerate(items)]
+    if shooting:
+        cycles = {i: a for i, a in enumerate(found) if a.kind is AttractorKind.CYCLE}
+        confirm(system, record, cycles, progress=lambda share: say("periodic orbits", 0.8 + 0.2 * share))
+    return found
 
 
 def first_moving_token(record: Record, sample: int, tol: float) -> int:
@@ -164,119 +248,21 @@ def first_moving_token(record: Record, sample: int, tol: float) -> int:
 
 def _resting(system: System, look: Record, i: int, tol: float) -> Attractor | None:
     """Return the verdict on a sample that rests or is lost at the first look, None if it moves."""
-    e = _evidence(system, look, i, tol)
+    e = gather(system, look, i, tol)
     start = float(look.residual[0, i])
     at_rest = e.residual <= tol and start <= tol and e.residual <= max(2 * start, 1e3 * torch.finfo(look.z.dtype).eps)
     if e.lost < 0 and not at_rest:
         return None
-    return _finish(system, look, i, e, judge(e), shooting=False)
+    return _finish(look, i, e, judge(e))
 
 
-def _distance(system: System, look: Record, moving: list[int], steps: int) -> int:
-    """Return the distance of rows at which the record holds most of the steps, about 24 rows a period at most."""
-    if system.time is Time.MAP or steps <= WINDOW:
-        return 1
-    shortest = math.inf
-    for i in moving:
-        x = look.projections[:, i].double().cpu().numpy()
-        o = measure_oscillation(x)
-        # a first look that is shorter than a period sees parts of it only, but how fast it changes
-        slow = 3 * min(oscillation_time(c) for c in x.T)
-        shortest = min(shortest, o.period if o.misfit < PERIODIC else slow)
-    return int(max(1, min(shortest // 24, -(-steps // WINDOW))))
-
-
-def _noise(record: Record, i: int) -> float:
-    return float(torch.finfo(record.z.dtype).eps * sample_norm(record.z[i : i + 1]))
-
-
-def _evidence(system: System, record: Record, i: int, tol: float) -> Evidence:
-    past, lost = record.history, int(record.lost[i])
-    x = record.projections[:, i].double().cpu().numpy()
-    if lost >= 0:
-        x = x[:0]
-    first = measure_oscillation(x, record.every, noise=_noise(record, i))
-    periodic = math.isfinite(first.period) and first.misfit < 0.5
-    rounding = torch.finfo(record.z.dtype).eps
-    decay = classify_decay(
-        (past.start + past.count).double().cpu().numpy(),
-        past.residual_max[:, i].double().cpu().numpy(),
-        tol=tol,
-        rounding=rounding,
-        period=first.period if periodic else None,
-    )
-    tail = record.residual[-max(1, len(record.residual) // 10) :, i]
-    return Evidence(
-        time=system.time,
-        steps=record.steps,
-        tol=tol,
-        residual=float(tail.amax()) if lost < 0 else math.nan,
-        lost=lost,
-        frozen=bool(record.frozen[i]),
-        decay=decay,
-        first=first,
-        dimension=record.z[i].numel(),
-    )
-
-
-def _add_exponents(
-    system: System, z: Tensor, items: list[Evidence], count: int, steps: int, generator: torch.Generator
-) -> None:
-    """Measure the leading exponents of every sample; of causal blocks from all their tokens."""
-    causal = system.structure.causal
-    count = min(count, z.shape[2:].numel() if causal else z.shape[1:].numel())
-    steps = min(steps, BLOCK_STEPS) if causal else steps
-    measure = token_exponents if causal else lyapunov_exponents
-    found = measure(system, z, steps, count, generator=generator)
-    values, errors = found.values.flatten(1), found.errors.flatten(1)
-    order = torch.nan_to_num(values, nan=-math.inf).argsort(1, descending=True)[:, :count]
-    leading, doubt = values.gather(1, order).cpu().numpy(), errors.gather(1, order).cpu().numpy()
-    for row, e in enumerate(items):
-        e.exponents, e.errors = leading[row], doubt[row]
-        e.averaged = found.steps - found.aligning
-
-
-def _follow_second(
-    system: System, record: Record, index: Tensor, items: list[Evidence], tol: float, generator: torch.Generator
-) -> None:
-    """Relax from a second start: the state drawn towards its mean, so that a family of orbits is seen as one."""
-    z, mean = record.z[index], record.mean[index]
-    noise = torch.randn(z.shape, generator=generator, dtype=torch.float64, device=generator.device).to(z)
-    size = DISPLACED * record.spread[index] / sample_norm(noise)
-    start = mean + DRAWN * (z - mean) + noise * size.view(-1, *[1] * (z.ndim - 1))
-    steps = max(200, record.steps // 2)
-    rows = max(16, steps // (2 * record.every))
-    again = observe(system, start, steps, every=record.every, window=min(rows, WINDOW), directions=record.directions)
-    for row, e in enumerate(items):
-        end = float(again.residual[-1, row])
-        if int(again.lost[row]) >= 0:
-            e.second_end = f"was lost after {int(again.lost[row])} steps"
-        elif end <= tol:
-            e.second_end = "came to rest at a fixed point"
-        else:
-            x = again.projections[:, row].double().cpu().numpy()
-            e.second = measure_oscillation(x, again.every, noise=_noise(again, row))
-
-
-def _test(record: Record, i: int, o: Oscillation, generator: torch.Generator) -> ZeroOne | None:
-    """Test the leading principal component of the projections for chaos."""
-    if not math.isfinite(o.period) or o.drift > 1:
-        return None
-    x = record.projections[:, i].double().cpu().numpy()
-    x = x - x.mean(0)
-    signal = x @ np.linalg.svd(x, full_matrices=False)[2][0]
-    # where there is a period, four samples of it; else the time the signal changes in
-    stride = max(1, round(o.period / record.every / 4)) if o.misfit < PERIODIC else None
-    return zero_one(signal, generator=generator, stride=stride)
-
-
-def _finish(system: System, record: Record, i: int, e: Evidence, verdict: Verdict, shooting: bool) -> Attractor:
+def _finish(record: Record, i: int, e: Evidence, verdict: Verdict) -> Attractor:
     # the root mean square of norm(z)
     size = math.hypot(float(sample_norm(record.mean[i : i + 1])), float(record.spread[i]))
     oscillates = verdict.kind in (AttractorKind.CYCLE, AttractorKind.SLOW, AttractorKind.UNDETERMINED)
     seen = oscillates and e.first.misfit < 0.5 and e.first.drift < 1
     test = e.zero_one
-    attractor = Attractor(
+    return Attractor(
         kind=verdict.kind,
         period_steps=e.first.period if seen else math.nan,
         period_error=e.first.period_error if seen else math.nan,
@@ -293,7 +279,5 @@ def _finish(system: System, record: Record, i: int, e: Evidence, verdict: Verdic
         decay=e.decay,
         first=e.first,
         second=e.second,
+        evaluations=e.evaluations,
     )
-    if shooting and attractor.kind is AttractorKind.CYCLE:
-        confirm(system, record, i, attractor, lock=e.first.lock)
-    return attractor

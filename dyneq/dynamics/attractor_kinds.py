@@ -48,13 +48,16 @@ class Attractor:
         orbit: Periodic orbit of the flow (of the map, for maps) found by shooting; None if none was.
         token: Token at which the motion starts in a causal system, -1 elsewhere.
         predicted_steps: Further steps to the tolerance where the kind is slow; NaN if unknown.
-        of_the_flow: Whether shooting found the cycle in the flow too: True, False, or None where it was not looked for.
+        of_the_flow: Whether the flow cycles too: True where shooting found its orbit from where the flow itself leads,
+            False where the flow comes to rest, None where neither was shown or it was not looked for.
+        cycle_size: Amplitude of the cycle in units of the state ``orbit`` has, NaN where no orbit was looked for.
         evidence: What supports the verdict, sentences.
         against: What speaks against it, or is missing.
         decay: How the residual falls.
         first: The oscillation of the record; None where it was not looked at.
         second: The same from the second start; None without one.
         zero_one_spread: Half of the interquartile range of the 0-1 test.
+        evaluations: Forces of this sample evaluated, a product with its Jacobian counted as one.
     """
 
     kind: AttractorKind
@@ -69,12 +72,14 @@ class Attractor:
     token: int = -1
     predicted_steps: float = float("nan")
     of_the_flow: bool | None = None
+    cycle_size: float = float("nan")
     evidence: list[str] = field(default_factory=list)
     against: list[str] = field(default_factory=list)
     decay: Decay | None = None
     first: Oscillation | None = None
     second: Oscillation | None = None
     zero_one_spread: float = float("nan")
+    evaluations: int = 0
 
 
 @dataclass
@@ -97,6 +102,7 @@ class Evidence:
         averaged: Steps the exponents are averaged over.
         dimension: Dimension of the state.
         zero_one: The 0-1 test; None where not done.
+        evaluations: Forces evaluated, a product with the Jacobian counted as one.
     """
 
     time: Time
@@ -114,6 +120,7 @@ class Evidence:
     averaged: int = 0
     dimension: int = 0
     zero_one: ZeroOne | None = None
+    evaluations: int = 0
 
 
 @dataclass

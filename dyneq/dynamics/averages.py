@@ -53,7 +53,7 @@ class Plan:
         if not length:
             least = -(-batches * every // (1 - SHARE))
             raise UsageError(
-                f"a horizon of {steps} steps is too short for {batches} batches of at least {every} steps after the "
+                f"a horizon of {steps} steps is too short for {batches} batches of at least {every} each after the "
                 f"first {SHARE:.0%}, which only align the tangent vectors: use at least {least:.0f} steps"
             )
         intervals = -(-steps // every)

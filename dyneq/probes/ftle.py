@@ -9,12 +9,13 @@ import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field
 
+from dyneq.dynamics.averages import Plan
 from dyneq.dynamics.finite_time import COMPLETE, finite_time_exponents
 from dyneq.dynamics.lyapunov import Exponents, lyapunov_exponents, token_exponents
 from dyneq.dynamics.relax import GROWTH, default_tolerance, relax
 from dyneq.dynamics.residuals import least_size, residuals_of, sample_norm
 from dyneq.dynamics.status import Status
-from dyneq.dynamics.stepping import Scheme
+from dyneq.dynamics.stepping import Scheme, Stepper
 from dyneq.dynamics.structure import ALL_CUTS, check_causality
 from dyneq.errors import UsageError
 from dyneq.probes.base import Finding, Params, Probe, Progress, silent
@@ -54,6 +55,9 @@ class FtleProbe(Probe):
         """
         begun = time.perf_counter()
         wanted = _wanted(system, params)
+        # what cannot be asked is said before anything is computed
+        Plan.of(params.horizon, params.qr_every, params.batches)
+        Stepper(system, params.scheme)
         progress(f"relaxing to depth {params.depth}", 0.0)
         relaxation = relax(system, params.depth)
         usable = torch.tensor([s is not Status.DIVERGED for s in relaxation.status])

@@ -82,7 +82,7 @@ def _tokens(ds: xr.Dataset, ax: Axes) -> None:
         ax.plot(tokens, rows, "o", mfc="none", mec="black", ms=6, ls="none")
     ax.set_xlabel("token")
     ax.set_ylabel("sample")
-    circles = "; circles: perturbations do not fade" if len(rows) else ""
+    circles = "; circles: expanding or neutral" if len(rows) else ""
     ax.set_title(f"leading exponent of every token{circles}", fontsize=10)
 
 

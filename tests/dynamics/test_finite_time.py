@@ -42,10 +42,9 @@ def test_filling_frame_gives_all_singular_values_of_a_block(build, scheme):
     assert (found.forces, found.products) == (stages * steps, stages * steps * 12)
 
 
-@pytest.mark.parametrize("qr_every", [1, 7])
-@pytest.mark.parametrize("scheme", ["euler", "rk4"])
+@pytest.mark.parametrize(("scheme", "qr_every"), [("euler", 1), ("rk4", 7)])
 def test_a_few_vectors_carried_back_bound_the_largest_from_below(build, scheme, qr_every):
-    """And they lack what theory allows: Rayleigh and Ritz on the span of M^n Q lack (s_4/s_1)^2 tan^2 of the angle of Q."""
+    """And they lack what theory allows: (s_4/s_1)^2 times the squared tangent of the angle the first vectors make."""
     system = build(samples=3, tokens=2, channels=6)
     z, steps = system.initial_state().detach(), 73
     options = {"batches": 2, "scheme": scheme, "qr_every": qr_every}
@@ -86,10 +85,10 @@ def test_largest_transient_growth_of_the_shear_at_fourth_order():
 
 
 def test_small_singular_values_are_had_where_no_float_holds_them():
-    """A diagonal map over 2,000 steps: e^1000 to e^-4000, one a multiple of the next."""
+    """A diagonal map over 400 steps: e^200 to e^-800, below the smallest float."""
     rates = torch.tensor([0.5, 0.1, -0.3, -2.0], dtype=F64)
     system = analytic.LinearMap(torch.diag(rates.exp()), torch.zeros(1, 4, dtype=F64))
-    found = finite_time_exponents(system, system.initial_state(), 2000, 4, generator=seeded())
+    found = finite_time_exponents(system, system.initial_state(), 400, 4, generator=seeded())
     assert (found.values[0] - rates).abs().max() < 1e-13
 
 

@@ -78,7 +78,7 @@ def test_lorenz_exponents_and_dimension_are_as_published():
     lorenz = analytic.Lorenz(z0=analytic.Lorenz().initial_state().repeat(16, 1))
     noise = torch.randn(64, 3, generator=seeded(), dtype=F64)
     found = lyapunov_exponents(
-        lorenz, lorenz.initial_state() + noise, 1000, 3, generator=seeded(), scheme="rk4", step=0.02, warmup=250
+        lorenz, lorenz.initial_state() + noise, 750, 3, generator=seeded(), scheme="rk4", step=0.02, warmup=250
     )
     rates, bars = found.values / 0.02, found.errors / 0.02
     mean, error = rates.mean(0), rates.std(0) / 8  # of 64 independent trajectories
@@ -86,7 +86,8 @@ def test_lorenz_exponents_and_dimension_are_as_published():
     # a fourth-order step of 0.02 moves the sum by less than 1e-3, and the last place is rounded
     assert ((mean - published).abs() < 4 * error + 0.006).all()
     assert error.max() < 0.03
-    assert bars.median() < 0.3
+    # the error bars of single trajectories are no smaller than these scatter
+    assert (bars.square().mean(0).sqrt() > 0.8 * rates.std(0)).all()
     dimension, bar = kaplan_yorke(mean.numpy(), error.numpy(), complete=True, moving=True)
     assert dimension == pytest.approx(2.062, abs=4 * bar + 1e-3)
 
@@ -154,7 +155,7 @@ def test_union_over_tokens_is_the_list_of_the_whole_and_log_multipliers_at_the_r
     assert system.force(z).abs().max() < 1e-12
     exact = (1 + system.eps * torch.linalg.eigvals(Linearization(system, z).token_blocks())).abs().log()
     assert exact.max() < 0
-    steps = 800
+    steps = 500
     whole = lyapunov_exponents(system, z, steps, 12, generator=seeded())
     tokens = token_exponents(system, z, steps, 4, generator=seeded())
     assert tokens.values.shape == (2, 3, 4)
@@ -164,22 +165,22 @@ def test_union_over_tokens_is_the_list_of_the_whole_and_log_multipliers_at_the_r
         (tokens.values.flatten(1), exact.flatten(1)),
     ):
         ordered = found.sort(descending=True).values
-        # what rotates or is not aligned yet changes a logarithm by the order of 1 in all: 3 in 640 steps
-        assert (ordered - expected.sort(descending=True).values).abs().max() < 3 / 640
+        # what rotates or is not aligned yet changes a logarithm by the order of 1 in all: 3 in 400 steps
+        assert (ordered - expected.sort(descending=True).values).abs().max() < 3 / 400
         # and sums, which are logarithms of volumes, do not rotate
         assert (ordered.sum(-1) - expected.sum(-1)).abs().max() < 1e-10
 
 
 def test_error_bars_cover_the_truth_at_roots_with_rotating_pairs(build):
-    """Tokens of 4 random blocks at their roots: the leading exponent is within 4 bars or 1e-4 of the exact one."""
+    """Tokens of 3 random blocks at their roots: the leading exponent is within 4 bars or 1e-4 of the exact one."""
     scores = []
-    for seed in range(4):
+    for seed in range(3):
         system = build(seed=seed, samples=3, tokens=4, gain=0.6)
         z = relax(system, 1500).z
         if system.force(z).abs().max() > 1e-10:
             continue
         exact = (1 + system.eps * torch.linalg.eigvals(Linearization(system, z).token_blocks())).abs().log().amax(-1)
-        found = token_exponents(system, z, 400, 1, generator=seeded(seed))
+        found = token_exponents(system, z, 300, 1, generator=seeded(seed))
         scores.append(((found.values[..., 0] - exact).abs() / (found.errors[..., 0] + 2.5e-5)).flatten())
     z = torch.cat(scores)
     assert len(z) >= 24

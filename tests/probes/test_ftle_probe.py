@@ -122,27 +122,27 @@ def test_transient_growth_is_said_and_not_called_instability():
 
 
 def test_block_exponents_are_per_token_and_those_of_dense_multipliers():
-    system = block(tokens=3)
-    ds = run_probe("ftle", system, depth=1000, horizon=300, count=3)
+    system = block(samples=2, tokens=3)
+    ds = run_probe("ftle", system, depth=1000, horizon=200, count=3)
     z = relax(system, 1000).z
     exact = (1 + system.eps * torch.linalg.eigvals(Linearization(system, z).token_blocks())).abs().log()
     found = ds["token_exponent"].values
-    assert found.shape == (3, 3, 3)
+    assert found.shape == (2, 3, 3)
     leading = exact.amax(-1).numpy()
-    slack = 4 * ds["token_exponent_error"].values[..., 0] + 2 / 240  # what rotates changes a logarithm by order 1
+    slack = 4 * ds["token_exponent_error"].values[..., 0] + 2 / 160  # what rotates changes a logarithm by order 1
     assert (np.abs(found[..., 0] - leading) < slack).all()
     assert (ds["exponent_token"].values[:, 0] == found[..., 0].argmax(1)).all()
     assert ds["exponent"].values[:, 0] == pytest.approx(found[..., 0].max(1))
     assert (np.diff(ds["exponent"].values, axis=1) <= 0).all()
     # the union over tokens, whatever token they belong to
-    assert ds["exponent"].values == pytest.approx(np.sort(found.reshape(3, -1), axis=1)[:, :-4:-1])
-    off = run_probe("ftle", system, depth=1000, horizon=300, count=3, tokens="no")
+    assert ds["exponent"].values == pytest.approx(np.sort(found.reshape(2, -1), axis=1)[:, :-4:-1])
+    off = run_probe("ftle", system, depth=1000, horizon=200, count=3, tokens="no")
     assert "token_exponent" not in off
     assert (off["exponent_token"] == -1).all()
-    assert off["exponent"].values == pytest.approx(exact.flatten(1).sort(descending=True).values[:, :3], abs=3 / 240)
+    assert off["exponent"].values == pytest.approx(exact.flatten(1).sort(descending=True).values[:, :3], abs=3 / 160)
     # forces: relaxation and its end, causality, tokens, whole samples forwards, the end of the horizon
-    assert int(ds["forces"]) == 1001 + (3 + 3) + 300 + 300 + 1
-    assert int(ds["products"]) == 300 * 3 + 300 * 24
+    assert int(ds["forces"]) == 1001 + (3 + 3) + 200 + 200 + 1
+    assert int(ds["products"]) == 200 * 3 + 200 * 24
 
 
 def test_the_dataset_says_what_everything_is():
@@ -250,8 +250,8 @@ def test_one_random_vector_misses_what_exponents_by_token_find():
     assert exact > 0.5
 
     def random_vectors(z, steps):
-        """Return growth rates of the norms of 12 random vectors of the whole state, never realigned."""
-        v = torch.randn(12, *z.shape, generator=torch.Generator().manual_seed(1), dtype=F64)
+        """Return growth rates of the norms of 8 random vectors of the whole state, never realigned."""
+        v = torch.randn(8, *z.shape, generator=torch.Generator().manual_seed(1), dtype=F64)
         size, stepper = v.flatten(1).norm(dim=1), Stepper(system)
         for _ in range(steps):
             z, v = stepper.advance_with(z, v)
@@ -263,8 +263,9 @@ def test_one_random_vector_misses_what_exponents_by_token_find():
 
     # at the unstable root: over 20 steps every random vector shrinks, over 40 most still do
     assert random_vectors(root.z, 20).max() < 0
-    assert random_vectors(root.z, 40).median() < 0
-    assert random_vectors(root.z, 40).max() < 0.5 * exact
+    over_40 = random_vectors(root.z, 40)
+    assert over_40.median() < 0
+    assert over_40.max() < 0.5 * exact
     for steps, batches in ((40, 4), (400, 20)):
         values, errors = by_token(root.z, steps, batches)
         assert int(values[:, 0].argmax()) == 13
@@ -274,7 +275,7 @@ def test_one_random_vector_misses_what_exponents_by_token_find():
     )
     assert float(values[13, 0]) > 10 * float(errors[13, 0])
     # on the cycle: a vector seems to contract at 0.1 and more, as at a stable root; the exponent is 0
-    assert random_vectors(relaxation.z, 100).max() < -0.1
+    assert random_vectors(relaxation.z, 60).max() < -0.1
     values, errors = by_token(relaxation.z, 400)
     assert int(values[:, 0].argmax()) == 13
     assert abs(float(values[13, 0])) < 3 * float(errors[13, 0]) < 0.1

@@ -1,6 +1,6 @@
 """Following a root through a parameter: F(z; alpha) = 0 from one value of alpha to the next.
 
-Each step is a Newton step from the old root as predictor and Newton's method as corrector (Kuznetsov, Elements of
+Each step goes along the tangent of the branch as predictor, with Newton's method as corrector (Kuznetsov, Elements of
 Applied Bifurcation Theory, 2004, section 10.2; natural parametrisation). A step counts only where the corrector stays
 near the predictor, so that another branch is not taken for this one, and is halved where it does not. Where even the
 shortest step fails the branch has ended, in a fold if its neutral eigenvalue says so.
@@ -18,20 +18,25 @@ from torch import Tensor
 from dyneq.dynamics.block_newton import SubstitutionDirection
 from dyneq.dynamics.linearization import Linearization
 from dyneq.dynamics.newton import DenseDirection, Direction, KrylovDirection, default_correction_tolerance, newton
-from dyneq.dynamics.residuals import SMALLEST, least_size, relative_size
+from dyneq.dynamics.residuals import least_size, relative_size
 from dyneq.dynamics.roots import DENSE_LIMIT, default_root_tolerance
 from dyneq.errors import UsageError
 from dyneq.systems.protocol import System
 
 #: From a value of the parameter to the system there; all have the same samples and the same layout of the state.
 Family = Callable[[float], System]
-#: Longest predictor step, relative to the state (and, for causal systems, to the state of each token).
+#: Longest predictor step, relative to the larger of the state and z_0 (for causal systems also token by token).
 STRIDE = 0.2
 #: How far the corrector may lead from the predictor, in units of the predictor's step. At a fold a step that leaves
 #: an eighth of the way to it uses all of that, and the other branch lies more than four times as far.
 TRUST = 0.5
 #: A step between two values of the grid is halved this often before the branch is called lost.
 HALVINGS = 10
+#: Share of a step over which the force is differenced with respect to the parameter.
+DIFFERENCE = 1e-3
+#: The square of the neutral eigenvalue counts as linear in alpha if its second difference is at most this share of its
+#: first one, and at most half of the same share of the eigenvalue itself, which is linear where a pitchfork is missed.
+CURVED = 0.15
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ class Walker:
         z, reached = z.clone(), torch.zeros(len(rows), dtype=torch.bool, device=z.device)
         if not len(rows):
             return z, reached
-        made, good = self._step(rows, z, there)
+        made, good = self._step(rows, z, here, there)
         short = (~good).nonzero().flatten()
         if len(short) and level >= HALVINGS:
             for i in short.tolist():
@@ -146,15 +151,19 @@ class Walker:
         z[good], reached[good] = made[good], True
         return z, reached
 
-    def _step(self, rows: Tensor, z: Tensor, alpha: float, stride: float = STRIDE) -> tuple[Tensor, Tensor]:
-        """Return where one step to ``alpha`` leads, and whether it may be trusted, ``[row]``."""
+    def _step(
+        self, rows: Tensor, z: Tensor, here: float, there: float, stride: float = STRIDE
+    ) -> tuple[Tensor, Tensor]:
+        """Return where one step leads, and whether it may be trusted, ``[row]``."""
         self.steps += 1
-        system = self.system(rows, alpha)
-        direction = direction_of(system, self.generator)
-        direction.refresh(z.flatten(1))
-        f = system.force(z).flatten(1)
-        # a state that is a root already needs no step, even where the Jacobian is singular
-        step = torch.where((f == 0).all(1, keepdim=True), 0.0, direction.solve(f)).view_as(z)
+        tangent = direction_of(self.system(rows, here), self.generator)
+        tangent.refresh(z.flatten(1))
+        # the true derivative with respect to alpha, and J here: near a bifurcation a Newton step from here to there
+        # would mix in how J changes, which the tangent does not know
+        ahead = self.system(rows, here + DIFFERENCE * (there - here)).force(z).flatten(1) / DIFFERENCE
+        # where the force does not change no step is needed, even where the Jacobian is singular
+        step = torch.where((ahead == 0).all(1, keepdim=True), 0.0, tangent.solve(ahead)).view_as(z)
+        system = self.system(rows, there)
         size = _extent(system, step, z)
         good = size <= stride
         made = z.clone()
@@ -189,15 +198,19 @@ class Walker:
 
     def _lose(self, row: Tensor, z: Tensor, here: float, there: float) -> None:
         """Record the end of one branch, and whether it looks like a fold."""
-        fold, token = math.nan, -1
-        back = 2 * here - there
-        before, good = self._step(row, z, back, math.inf)  # away from a fold there is no need for short steps
-        if bool(good):
-            (near, token), (far, other) = (_neutral(self.system(row, a), y) for a, y in ((here, z), (back, before)))
-            # the square of the neutral eigenvalue is linear in alpha at a fold
-            if 0 < near**2 < far**2 and token == other:
-                end = here + (there - here) * near**2 / (far**2 - near**2)
-                fold = end if abs(end - there) <= 4 * abs(there - here) else math.nan
+        fold, token, step = math.nan, -1, here - there
+        points = [(here, z)]
+        for _ in range(2):  # away from a fold there is no need for short steps
+            alpha, y = points[-1]
+            before, good = self._step(row, y, alpha, alpha + step, math.inf)
+            points += [(alpha + step, before)] if bool(good) else []
+        if len(points) == 3:
+            found = [_neutral(self.system(row, a), y) for a, y in points]
+            if _like_a_root([mu for mu, _ in found]) and len({t for _, t in found}) == 1:
+                near, middle = (mu**2 for mu, _ in found[:2])
+                token = found[0][1]
+                end = here - step * near / (middle - near)
+                fold = end if abs(end - there) <= 4 * abs(step) else math.nan
         self.losses.append(Loss(int(row), token if math.isfinite(fold) else -1, here, there, fold))
 
 
@@ -212,14 +225,27 @@ def direction_of(system: System, generator: torch.Generator) -> Direction:
 
 
 def _extent(system: System, step: Tensor, z: Tensor) -> Tensor:
-    """Return the size of a step relative to the state, for causal systems the largest of all tokens; NaN as inf."""
-    size = relative_size(step, z, least_size(system))
+    """Return the size of a step relative to the larger of the state and z_0 ``[row]``, NaN as infinite.
+
+    For causal systems it is the largest of the whole and of all tokens.
+    """
+    z0 = system.initial_state().detach()
+    size = relative_size(step, z, torch.linalg.vector_norm(z0.flatten(1), dim=1))
     if system.structure.causal:
-        norm = torch.linalg.vector_norm
-        least = SMALLEST * norm(system.initial_state().detach(), dim=2)
-        tokens = norm(step, dim=2) / torch.maximum(norm(z, dim=2), least)
-        size = torch.maximum(size, tokens.amax(1))
+        moved, here, there = (torch.linalg.vector_norm(x, dim=2) for x in (step, z, z0))
+        size = torch.maximum(size, (moved / torch.maximum(here, there)).nan_to_num(torch.inf).amax(1))
     return torch.where(torch.isfinite(size), size, torch.inf)
+
+
+def _like_a_root(mu: list[float]) -> bool:
+    """Return whether three eigenvalues, nearest to the end of the branch first, go to 0 like a square root."""
+
+    def curvature(x: list[float]) -> float:
+        return abs(x[0] - 2 * x[1] + x[2]) / abs(x[1] - x[0]) if x[0] != x[1] else math.inf
+
+    squares = [m * m for m in mu]
+    share = curvature(squares)
+    return 0 < squares[0] < squares[1] and share <= CURVED and share <= curvature(mu) / 2
 
 
 def _neutral(system: System, z: Tensor) -> tuple[float, int]:

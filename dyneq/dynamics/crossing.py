@@ -23,6 +23,10 @@ NEIGHBOUR = 1e-3
 RESOLUTION = 1e-5
 
 
+#: Values of the parameter from which another one is tried to be reached.
+STARTS = 3
+
+
 class Kind(enum.StrEnum):
     """How stability is lost."""
 
@@ -91,13 +95,14 @@ class _Path:
 
     def root(self, alpha: float) -> Tensor:
         if alpha not in self.known:
-            here = min(self.known, key=lambda a: abs(a - alpha))
-            z, reached = self.walker.walk(self.row, self.known[here], here, alpha)
-            if not bool(reached):
-                raise _Lost(
-                    f"the branch of sample {int(self.row)} was lost between {here} and {alpha}; refine the grid"
-                )
-            self.known[alpha] = z
+            # where a Jacobian is singular the branch is not followed from there, but from a value further away
+            for here in sorted(self.known, key=lambda a: abs(a - alpha))[:STARTS]:
+                z, reached = self.walker.walk(self.row, self.known[here], here, alpha)
+                if bool(reached):
+                    self.known[alpha] = z
+                    break
+            else:
+                raise _Lost(f"the branch of sample {int(self.row)} was lost on the way to {alpha}; refine the grid")
         return self.known[alpha]
 
     def margin(self, alpha: float) -> float:

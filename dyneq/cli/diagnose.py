@@ -18,7 +18,7 @@ NOT_MET = 4
 @click.command()
 @probe_options
 @click.option("--depth", type=int, help="Relaxation steps after which what still moves is looked at [default: 1000].")
-@click.option("--watch", type=int, help="Steps an attractor is watched for [default: 6000].")
+@click.option("--watch", type=int, help="Steps an attractor is watched for at most [default: 24000].")
 @click.option("--patience", type=int, help="Steps a slow relaxation is continued for at most [default: 20000].")
 @click.option("--further/--no-further", default=None, help="Run further probes where the census leaves the cause open.")
 @click.option("--expect", metavar="VERDICT", help="Exit with 4 unless this is the verdict, such as fixed-point.")

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dyneq.dynamics.counting import Cost, counted
-from dyneq.dynamics.judge import PATIENCE, WATCH, Judge
+from dyneq.dynamics.judge import Judge
 from dyneq.dynamics.judgement import Judgement, show
+from dyneq.dynamics.moving import PATIENCE
 from dyneq.dynamics.roots import STARTS, Roots, find_root
 from dyneq.dynamics.rootview import RootView, view_roots
 from dyneq.dynamics.settle import Settling, settle
@@ -22,6 +23,7 @@ from dyneq.dynamics.status import Status
 from dyneq.dynamics.structure import check_causality
 from dyneq.dynamics.subsystem import TokenSystem
 from dyneq.dynamics.verdict import Confidence, Verdict
+from dyneq.dynamics.watching import WATCH
 from dyneq.systems.protocol import System
 
 #: Steps one token is relaxed alone, the earlier ones at their roots, before it is judged.
@@ -80,7 +82,7 @@ def take_census(
         system: The system.
         depth: Relaxation steps after which a sample that has not converged is looked at.
         generator: All randomness.
-        watch: Steps an attractor is watched for.
+        watch: Steps an attractor is watched for at most.
         patience: Steps a slow relaxation is continued for at most.
         progress: Told what is being done and how far it is.
     """
@@ -170,7 +172,7 @@ class _TokenCensus:
         if slow:
             progress(f"continuing {len(slow)} slow samples", 0.5)
             judged = [self.found[i] for i in samples]
-            stay = self.judge.slow(part, self.settling, samples, slow, z, judged, views)
+            stay = self.judge.moving.slow(part, self.settling, samples, slow, z, judged, views)
             for row in slow:
                 view, k = views[row]
                 self.token[samples[row]] = int(np.argmax(view.radius[k]))

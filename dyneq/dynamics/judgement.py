@@ -4,9 +4,11 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from dyneq.dynamics.rootview import RootView
 from dyneq.dynamics.verdict import Confidence, Verdict
+from dyneq.systems.protocol import System
 
 
 @dataclass
@@ -77,3 +79,11 @@ class Judgement:
 def show(mu: complex) -> str:
     """Return an eigenvalue as it is printed: a pair as one."""
     return f"{mu.real:+.4f}" if mu.imag == 0 else f"{mu.real:+.4f} +- {abs(mu.imag):.4f}i"
+
+
+def part_of(system: System, samples: list[int]) -> System:
+    """Return some samples of a system, the system itself where they are all of them."""
+    state = system.initial_state()
+    if len(samples) == state.shape[0]:
+        return system
+    return system.select(torch.tensor(samples, device=state.device))

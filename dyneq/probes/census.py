@@ -10,8 +10,9 @@ import xarray as xr
 from pydantic import Field
 
 from dyneq.dynamics.census import Census, take_census
-from dyneq.dynamics.judge import PATIENCE, WATCH
 from dyneq.dynamics.judgement import Judgement
+from dyneq.dynamics.moving import PATIENCE
+from dyneq.dynamics.watching import WATCH
 from dyneq.probes.base import CERTIFICATE, COST, EXACT, Finding, Params, Probe, Progress, annotate, silent
 from dyneq.systems.protocol import System, Time
 
@@ -20,7 +21,7 @@ class CensusParams(Params):
     """Parameters of the census probe."""
 
     depth: int = Field(1000, ge=1, description="relaxation steps after which what still moves is looked at")
-    watch: int = Field(WATCH, ge=200, description="steps an attractor is watched for")
+    watch: int = Field(WATCH, ge=200, description="steps an attractor is watched for at most")
     patience: int = Field(PATIENCE, ge=0, description="steps a slow relaxation is continued for at most")
     seed: int = Field(0, description="seed of displacements, root starts and Krylov starts")
 

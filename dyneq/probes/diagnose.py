@@ -11,10 +11,11 @@ import torch
 import xarray as xr
 from pydantic import Field
 
-from dyneq.dynamics.judge import PATIENCE, WATCH
+from dyneq.dynamics.moving import PATIENCE
 from dyneq.dynamics.relax import relax
 from dyneq.dynamics.trajectory import Recorder
 from dyneq.dynamics.verdict import Confidence, Verdict
+from dyneq.dynamics.watching import WATCH
 from dyneq.errors import DyneqError
 from dyneq.probes.base import COST, Finding, Params, Probe, Progress, annotate, silent
 from dyneq.probes.census import CensusParams, CensusProbe
@@ -34,7 +35,7 @@ class DiagnoseParams(Params):
     """Parameters of the diagnose probe."""
 
     depth: int = Field(1000, ge=1, description="relaxation steps after which what still moves is looked at")
-    watch: int = Field(WATCH, ge=200, description="steps an attractor is watched for")
+    watch: int = Field(WATCH, ge=200, description="steps an attractor is watched for at most")
     patience: int = Field(PATIENCE, ge=0, description="steps a slow relaxation is continued for at most")
     further: bool = Field(True, description="run further probes where the census leaves the cause open")
     seed: int = Field(0, description="seed of all randomness")
@@ -145,7 +146,7 @@ def _open(ds: xr.Dataset, sample: int, verdict: Verdict, found: Overall) -> bool
 _FURTHER: dict[Verdict, Callable[[list[int], DiagnoseParams], Stage]] = {
     Verdict.UNDETERMINED: lambda which, p: Stage(
         "cycle",
-        {"depth": p.depth, "steps": 2 * p.watch, "seed": p.seed},
+        {"depth": p.depth, "steps": p.watch, "seed": p.seed},
         which[:2],
         "the cause is open: a longer record",
     ),

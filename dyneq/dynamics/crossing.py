@@ -19,12 +19,12 @@ from dyneq.errors import DyneqError, UsageError
 PRECISION = 1e-10
 #: Share of the bracket by which neighbouring values differ that give derivatives with respect to the parameter.
 NEIGHBOUR = 1e-3
-#: Imaginary parts, and margins at the critical value, below this share of the pair's size count as 0.
+#: Imaginary parts, and margins at the critical value, below this share of the largest margin or eigenvalue count as 0.
 RESOLUTION = 1e-5
 
 
-#: Values of the parameter from which another one is tried to be reached.
-STARTS = 3
+#: Other values of the parameter are reached from those whose margin is at least this share of the largest.
+CLEAR = 1e-3
 
 
 class Kind(enum.StrEnum):
@@ -95,14 +95,14 @@ class _Path:
 
     def root(self, alpha: float) -> Tensor:
         if alpha not in self.known:
-            # where a Jacobian is singular the branch is not followed from there, but from a value further away
-            for here in sorted(self.known, key=lambda a: abs(a - alpha))[:STARTS]:
-                z, reached = self.walker.walk(self.row, self.known[here], here, alpha)
-                if bool(reached):
-                    self.known[alpha] = z
-                    break
-            else:
+            # not from where the margin is nearly 0: at a singular Jacobian another branch is as near as this one
+            largest = max(map(abs, self.margins.values()), default=0.0)
+            bases = [a for a in self.known if abs(self.margins.get(a, 0.0)) >= CLEAR * largest]
+            here = min(bases, key=lambda a: abs(a - alpha))
+            z, reached = self.walker.walk(self.row, self.known[here], here, alpha)
+            if not bool(reached):
                 raise _Lost(f"the branch of sample {int(self.row)} was lost on the way to {alpha}; refine the grid")
+            self.known[alpha] = z
         return self.known[alpha]
 
     def margin(self, alpha: float) -> float:
@@ -188,7 +188,7 @@ def _describe(path: _Path, sample: int, alpha: float, near: tuple[float, float],
         error = max(float(side.error[0]) for side in sides)
         known = all(abs(side.margin[0]) > side.error[0] for side in sides)
         alpha_error = width if known and sides[0].margin[0] * sides[1].margin[0] < 0 else math.nan
-    kind = _kind(mu, margin, error, scale, pairs.flow)
+    kind = _kind(mu, margin, error, max(scale, *map(abs, path.margins.values())), pairs.flow)
     turning = [_frequency(complex(p.mu[0]), p.flow) for p in (pairs, *sides)]
     drift = abs(turning[2] - turning[1]) / width * alpha_error if width else math.nan
     form, bar = unknown(_inapplicable(kind)), math.nan

@@ -43,8 +43,8 @@ class Floquet:
         log_modulus: log abs(multiplier) ``[k]``, from QR products around the orbit.
         log_error: Estimated error of ``log_modulus`` ``[k]``: from half as many steps, as if of third order, from
             further periods, and from the closure of the orbit. Infinite where half as many steps cannot be taken.
-        residual: norm(M v - mu v) for the unit vector v of the pair that a direct solver found there ``[k]``, a backward
-            error; NaN where mu is too small for one.
+        residual: norm(M v - mu v) for the unit vector v that a direct solver found for it ``[k]``, a backward error;
+            NaN where mu is too small for one.
         condition: 1/abs(w^H v) of that pair ``[k]``; NaN where unknown.
         token: Token each multiplier belongs to ``[k]``, or None where the whole sample was taken.
         trivial: Index of the trivial multiplier, the one nearest to 1; -1 for maps, which have none.
@@ -112,14 +112,14 @@ def floquet(
     start = _start(eigen, chain, count, generator)
     tol = max(1e-10, 200 * torch.finfo(start.dtype).eps)
     most = PERIODS if isinstance(chain, MatrixChain) else PERIODS_BY_STEPS
-    logs = log_multipliers(chain, start, most=most, tol=tol)
+    logs = log_multipliers(chain, start, count, most=most, tol=tol)
     products, error = chain.cost, logs.change + orbit.closure + orbit.steps * torch.finfo(start.dtype).eps
     if orbit.scheme == "rk4":
         if orbit.steps % 2:
             error = np.full_like(error, np.inf)
         else:
             half = monodromy(system, orbit, orbit.steps // 2, per_token)
-            coarse = log_multipliers(half, start, most=most, tol=tol)
+            coarse = log_multipliers(half, start, count, most=most, tol=tol)
             error, products = error + _difference(logs, coarse) / 7, products + half.cost
     flow_error = np.nan
     if orbit.scheme == "rk4" and not per_token:

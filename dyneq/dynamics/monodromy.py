@@ -15,7 +15,7 @@ from dyneq.systems.protocol import System
 
 #: Token blocks up to this many channels have their tangent maps formed as matrices.
 TOKEN_DENSE_LIMIT = 128
-#: Most parts a period of token blocks is cut into.
+#: Most parts the period of a large state is cut into.
 LINKS = 16
 #: Most numbers in the tangent maps that are kept.
 KEPT = 2**24
@@ -126,13 +126,8 @@ class StepChain(Monodromy):
         """Products with the Jacobian spent so far, of one vector each (for all tokens)."""
         return self._cost
 
-    def matrices(self) -> MatrixChain:
-        """Return the same with all tangent maps formed."""
-        eye = torch.eye(self.dim, dtype=self.dtype, device=self.device).expand(self.batch, -1, -1)
-        maps = torch.stack([link(eye) for link in self.links()])
-        return MatrixChain(maps, self._cost)
 
-
+@torch.no_grad()
 def monodromy(system: System, orbit: Orbit, steps: int, tokens_only: bool) -> Monodromy:
     """Return the tangent maps around an orbit: as matrices where their size allows.
 
@@ -143,19 +138,19 @@ def monodromy(system: System, orbit: Orbit, steps: int, tokens_only: bool) -> Mo
         tokens_only: Whether to take token-diagonal blocks.
     """
     dim = orbit.z.numel()
-    if tokens_only:
-        tokens, channels = orbit.z.shape[1], orbit.z.shape[2:].numel()
-        links = max(n for n in range(1, LINKS + 1) if steps % n == 0)
-        chain = StepChain(system, orbit, steps, True, links)
-        small = channels <= TOKEN_DENSE_LIMIT and links * tokens * channels**2 <= KEPT
-        return chain.matrices() if small else chain
-    if dim > DENSE_LIMIT:
-        links = max(n for n in range(1, LINKS + 1) if steps % n == 0)
-        return StepChain(system, orbit, steps, False, links)
+    tokens = orbit.z.shape[1] if tokens_only else 1
+    width = dim // tokens
+    fits = width <= TOKEN_DENSE_LIMIT and LINKS * dim * width <= KEPT if tokens_only else dim <= DENSE_LIMIT
+    if not fits:
+        return StepChain(system, orbit, steps, tokens_only, _parts(steps))
     segments = Segments(system, orbit.z, orbit.scheme)
     points = orbit.points.reshape(-1, dim)
     if steps % len(points) or len(points) == 1:
         path = segments.trace(orbit.z.reshape(1, -1), orbit.period, steps)
-        points = path[:: steps // segments_of(steps, dim)]
-    maps = segments.tangents(points, orbit.period, steps)[1]
-    return MatrixChain(maps[:, None], steps * dim * (4 if orbit.scheme == "rk4" else 1))
+        points = path[:: steps // (_parts(steps) if tokens_only else segments_of(steps, dim))]
+    maps = segments.tangents(points, orbit.period, steps, tokens=tokens if tokens_only else None)[1]
+    return MatrixChain(maps.unflatten(1, (tokens, width)), steps * width * (4 if orbit.scheme == "rk4" else 1))
+
+
+def _parts(steps: int) -> int:
+    return max(n for n in range(1, LINKS + 1) if steps % n == 0)

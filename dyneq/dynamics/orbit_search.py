@@ -16,6 +16,8 @@ COLLAPSED = 1e-4
 ASTRAY = 3.0
 #: Levels on which Newton's method may fail before the search is given up.
 FAILURES = 3
+#: Levels on which the trajectory may overflow, which coarse steps make it do where the force is stiff.
+OVERFLOWS = 5
 #: A period is divided by up to this number at a time to see whether a part of it closes already.
 DIVISORS = 12
 #: Distance, in amplitudes, below which two points may be the same point of an orbit.
@@ -74,14 +76,14 @@ class Search:
 
     def _refine(self) -> None:
         found: list[Closed] = []
-        failures = 0
+        failures, overflows = 0, 0
         for steps in self._levels:
-            if failures == FAILURES:
+            if failures == FAILURES or overflows == OVERFLOWS:
                 return
             points, period = (found[-1].points, found[-1].period) if found else (self._along(steps), self.guess)
             reach = spread(points)
             if not math.isfinite(reach):
-                self.status = OrbitStatus.DIVERGED
+                self.status, overflows = OrbitStatus.DIVERGED, overflows + 1
                 continue
             closed = self._closing.solve(points[:: len(points) // self._count], period, steps)
             self.iterations += closed.iterations

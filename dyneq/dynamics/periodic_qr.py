@@ -55,12 +55,13 @@ class _Turn:
     scales: NDArray[np.float64]
 
 
-def log_multipliers(chain: Monodromy, start: Tensor, *, most: int, tol: float) -> LogMultipliers:
+def log_multipliers(chain: Monodromy, start: Tensor, wanted: int, *, most: int, tol: float) -> LogMultipliers:
     """Carry ``start`` around the period until the logarithms settle.
 
     Args:
         chain: The tangent maps of one period.
         start: Vectors ``[batch, dim, k]``, of full rank; the nearer to the leading invariant subspaces the better.
+        wanted: How many of the columns have to settle; further ones complete a pair.
         most: Most periods, at least 2.
         tol: Change of the logarithms, over a period, at which to stop.
     """
@@ -72,7 +73,7 @@ def log_multipliers(chain: Monodromy, start: Tensor, *, most: int, tol: float) -
         logs, phase = _read(turn, whole)
         history = [*history[-2:], logs]
         change = _remaining(history)
-        if period > 1 and not (np.nan_to_num(change, nan=0.0) > tol).any():
+        if period > 1 and not (np.nan_to_num(change[:, :wanted], nan=0.0) > tol).any():
             break
     return LogMultipliers(logs, phase, change, period)
 

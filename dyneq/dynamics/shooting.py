@@ -49,6 +49,9 @@ class Field:
     def _one(self, y: Tensor) -> Tensor:
         return self._system.force(y.view(self._shape)).reshape(-1)
 
+    def _own(self, y: Tensor, context: Tensor) -> Tensor:
+        return self._system.force(y.view(self._shape), context.view(self._shape)).reshape(-1)
+
     def _works(self, f: Callable[[Tensor], Tensor], like: Tensor) -> bool:
         """Whether a batched form exists and agrees with the force itself; not every force can be batched by torch."""
         y = like.reshape(1, -1)
@@ -65,12 +68,12 @@ class Field:
             return torch.func.vmap(self._one)(y)
         return torch.stack([self._one(row) for row in y])
 
-    def tangent(self, y: Tensor, vectors: Tensor) -> Tensor:
-        """Return J(y) V for ``vectors`` V ``[many, dim, k]``."""
+    def tangent(self, y: Tensor, vectors: Tensor, *, tokens_only: bool = False) -> Tensor:
+        """Return J(y) V for ``vectors`` V ``[many, dim, k]``, or D(y) V with the token-diagonal blocks D of J."""
         self.evaluations += len(y) * vectors.shape[-1]
         if self._batched and self._forward is not False:
             try:
-                found = _push(self._one, y, vectors)
+                found = _push(self._own if tokens_only else lambda at, _: self._one(at), y, vectors)
             except (RuntimeError, NotImplementedError):
                 # such as fused attention, which has products of its own but no forward mode
                 self._forward = False
@@ -79,15 +82,18 @@ class Field:
                 return found
         rows = []
         for row, columns in zip(y, vectors, strict=True):
-            product = self._system.linearize(row.view(self._shape))[0]
+            linearize = self._system.linearize_tokens if tokens_only else self._system.linearize
+            product = linearize(row.view(self._shape))[0]
             images = [product(c.reshape(self._shape)).reshape(-1) for c in columns.unbind(-1)]
             rows.append(torch.stack(images, dim=-1))
         return torch.stack(rows)
 
 
-def _push(f: Callable[[Tensor], Tensor], y: Tensor, vectors: Tensor) -> Tensor:
+def _push(f: Callable[[Tensor, Tensor], Tensor], y: Tensor, vectors: Tensor) -> Tensor:
+    """Differentiate ``f(y, y)`` in its first argument along every vector."""
+
     def column(at: Tensor, v: Tensor) -> Tensor:
-        out: Tensor = torch.func.jvp(f, (at,), (v,))[1]
+        out: Tensor = torch.func.jvp(lambda x: f(x, at), (at,), (v,))[1]
         return out
 
     return torch.func.vmap(torch.func.vmap(column, (None, 1), 1))(y, vectors)
@@ -125,12 +131,23 @@ class Segments:
             y = self.step(y, h)
         return torch.stack(states, dim=1).flatten(0, 1)
 
-    def tangents(self, points: Tensor, period: float, steps: int) -> tuple[Tensor, Tensor]:
-        """Return the ends and the tangent maps ``[segment, dim, dim]`` of the segments."""
+    def tangents(
+        self, points: Tensor, period: float, steps: int, *, tokens: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the ends of the segments and their tangent maps ``[segment, dim, dim]``.
+
+        With the number of tokens given, the maps are the products of token-diagonal blocks, stacked:
+        ``[segment, token * channel, channel]``.
+        """
         count, dim = points.shape
         h, y = self.size(period, steps), points
-        v = torch.eye(dim, dtype=y.dtype, device=y.device).expand(count, dim, dim)
-        force, tangent = self.field.force, self.field.tangent
+        width = dim // (tokens or 1)
+        v = torch.eye(width, dtype=y.dtype, device=y.device).repeat(tokens or 1, 1).expand(count, dim, width)
+        force = self.field.force
+
+        def tangent(at: Tensor, vectors: Tensor) -> Tensor:
+            return self.field.tangent(at, vectors, tokens_only=tokens is not None)
+
         for _ in range(steps // count):
             if self.scheme == "euler":
                 y, v = y + h * force(y), v + h * tangent(y, v)

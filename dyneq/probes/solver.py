@@ -52,7 +52,7 @@ class SolverProbe(Probe):
     Params: ClassVar[type[Params]] = SolverParams
 
     def run(self, system: System, params: SolverParams, progress: Progress = silent) -> xr.Dataset:
-        """Run every solver from the initial state; dimensions ``method``, ``target``, ``sample``, ``evaluation``.
+        """Run every solver from the initial state; dimensions ``solver``, ``target``, ``sample``, ``evaluation``.
 
         Args:
             system: Any system.
@@ -151,11 +151,11 @@ def _dataset(
     def entry(dims: Any, values: Any, long_name: str, units: str = "") -> tuple[Any, Any, dict[str, str]]:
         return dims, values, {"long_name": long_name, "units": units}
 
-    by = ("method", "sample")
-    each = ("method", "target")
+    by = ("solver", "sample")
+    each = ("solver", "target")
     variables = {
         "evaluations": entry(
-            ("method", "target", "sample"),
+            ("solver", "target", "sample"),
             evaluations,
             "force evaluations after which the force residual first met the target (of Euler's method: steps + 1); of "
             "the root finder with its relaxation, a Jacobian product counted as one and a token's as one over their "
@@ -184,19 +184,19 @@ def _dataset(
             f"budget and the last is within a factor {NEAR:g} of it; stalled: not so; diverged; no root",
         ),
         "history": entry(
-            ("method", "evaluation", "sample"), stack("history"), "best residual so far; NaN: no longer run", "1/time"
+            ("solver", "evaluation", "sample"), stack("history"), "best residual so far; NaN: no longer run", "1/time"
         ),
-        "kind": entry("method", np.array([kind for kind, _, _ in plan], dtype=object), "kind of solver"),
-        "method_eps": entry("method", np.array([e for _, e, _ in plan]), "step of the solver or its start", "time"),
-        "memory": entry("method", np.array([m for _, _, m in plan]), "differences Anderson keeps, 0 for others"),
+        "kind": entry("solver", np.array([kind for kind, _, _ in plan], dtype=object), "kind of solver"),
+        "solver_eps": entry("solver", np.array([e for _, e, _ in plan]), "step of the solver or its start", "time"),
+        "memory": entry("solver", np.array([m for _, _, m in plan]), "differences Anderson keeps, 0 for others"),
         "spent": entry(by, stack("spent"), "evaluations asked for; more than needed where others took longer", unit),
-        "seconds": entry("method", np.array([p.seconds for p in done]), "time spent by the solver", "s"),
+        "seconds": entry("solver", np.array([p.seconds for p in done]), "time spent by the solver", "s"),
         "total_evaluations": entry(
-            "method", stack("spent").mean(1), "evaluations of the whole batch spent by the solver", unit
+            "solver", stack("spent").mean(1), "evaluations of the whole batch spent by the solver", unit
         ),
     }
     coords = {
-        "method": np.array(labels, dtype=object),
+        "solver": np.array(labels, dtype=object),
         "target": ("target", np.array(targets), {"long_name": "force residual to reach", "units": "1/time"}),
         "evaluation": ("evaluation", np.array(done[0].rows), {"long_name": "force evaluations", "units": unit}),
         "sample": np.arange(evaluations.shape[2]),

@@ -24,7 +24,7 @@ def plot_solver(ds: xr.Dataset, ax: Any = None) -> Figure:
         UsageError: If another number of axes is given.
     """
     if ax is None:
-        figure = Figure(figsize=(12, 1.8 + 0.3 * max(ds.sizes["method"], 8)), layout="constrained")
+        figure = Figure(figsize=(12, 1.8 + 0.3 * max(ds.sizes["solver"], 8)), layout="constrained")
         axes: Sequence[Axes] = figure.subplots(1, 2, width_ratios=(3, 2))
     else:
         axes = list(np.ravel(np.asarray(ax, dtype=object)))
@@ -42,13 +42,13 @@ def _colours(count: int) -> list[str]:
 
 def _needed(ds: xr.Dataset, ax: Axes) -> None:
     """Draw median and range of the samples that get there; those that never do are counted on the right."""
-    methods, targets = ds.sizes["method"], ds.sizes["target"]
+    solvers, targets = ds.sizes["solver"], ds.sizes["target"]
     samples = ds.sizes["sample"]
     shift = 0.22
     for j, colour in enumerate(_colours(targets)):
         first = True
-        for i in range(methods):
-            at = ds["evaluations"].isel(method=i, target=j).values
+        for i in range(solvers):
+            at = ds["evaluations"].isel(solver=i, target=j).values
             there = at[np.isfinite(at)]
             y = i + shift * (j - (targets - 1) / 2)
             if len(there):
@@ -62,8 +62,8 @@ def _needed(ds: xr.Dataset, ax: Axes) -> None:
                     f"{never} never", (1.01, i), xycoords=("axes fraction", "data"), fontsize=8, va="center",
                     color="#b2182b",
                 )  # fmt: skip
-    ax.set_yticks(range(methods), [str(m) for m in ds["method"].values])
-    ax.set_ylim(methods - 0.5, -0.5)
+    ax.set_yticks(range(solvers), [str(m) for m in ds["solver"].values])
+    ax.set_ylim(solvers - 0.5, -0.5)
     ax.set_xscale("log")
     ax.axvline(float(ds.attrs["budget"]), color="0.5", lw=0.8, ls="--")
     ax.set_xlabel("force evaluations (dashed: budget)")
@@ -82,12 +82,12 @@ def _courses(ds: xr.Dataset, ax: Axes) -> None:
         which = np.flatnonzero(ds["kind"].values == kind)
         colours = colormaps[palette](np.linspace(0.0, 0.85, max(len(which), 1)))
         for i, colour in zip(which, colours, strict=False):
-            course = ds["history"].isel(method=int(i)).values
+            course = ds["history"].isel(solver=int(i)).values
             kept = np.fmin.accumulate(np.where(np.isnan(course), np.inf, course), axis=0)
             median = np.median(kept, axis=1)
             median[np.isnan(course).all(1)] = np.nan
             median = np.where(median > 0, median, np.where(np.isnan(median), np.nan, 1e-17))
-            ax.plot(ds["evaluation"], median, style, color=colour, lw=1.4, label=str(ds["method"].values[i]))
+            ax.plot(ds["evaluation"], median, style, color=colour, lw=1.4, label=str(ds["solver"].values[i]))
     for target in ds["target"].values:
         ax.axhline(float(target), color="0.8", lw=0.8, zorder=0)
     ax.set_xscale("log")

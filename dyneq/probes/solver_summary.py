@@ -34,7 +34,7 @@ def _best(goal: xr.Dataset) -> Finding:
     """Return the cheapest solver that converges for all samples, by its slowest sample, or what comes nearest."""
     samples, target = goal.sizes["sample"], float(goal["target"])
     worst, median, reached = (goal[n].values for n in ("worst_evaluations", "median_evaluations", "reached"))
-    names = goal["method"].values
+    names = goal["solver"].values
     if np.isfinite(worst).any():
         i = int(np.lexsort((median, worst))[0])
         others = int(np.isfinite(worst).sum()) - 1
@@ -54,7 +54,7 @@ def _best(goal: xr.Dataset) -> Finding:
 
 def _own(goal: xr.Dataset) -> list[Finding]:
     """Return what plain relaxation at the system's own step does, beside the best solver that iterates."""
-    kind, eps, own = goal["kind"].values, goal["method_eps"].values, float(goal.attrs.get("eps", np.nan))
+    kind, eps, own = goal["kind"].values, goal["solver_eps"].values, float(goal.attrs.get("eps", np.nan))
     plain = np.flatnonzero((kind == "euler") & (eps == own))
     iterating = np.flatnonzero(kind != "root finder")
     if not len(plain) or len(iterating) < 2:
@@ -90,9 +90,7 @@ def _never(goal: xr.Dataset) -> list[Finding]:
         text += f"; of these {' and '.join(ways)}"
     found = arrived[~euler].any(0)[lost]
     if found.any():
-        text += (
-            ": a fixed point exists, but the relaxation does not lead to it (dyneq census says why), so that a solver "
-        )
+        text += ": a fixed point exists, but the relaxation does not lead to it within the budget (dyneq census says why), so that a solver "
         return [Finding("warning", f"{text}converges does not mean that it is stable")]
     return [Finding("undetermined", f"{text}: whether they have a fixed point at all is not known")]
 
@@ -107,7 +105,7 @@ def _stuck(goal: xr.Dataset) -> list[Finding]:
             text = f"{_name(goal, i)} stalls in {some(which.tolist(), goal.sizes['sample'])}"
             found.append(Finding("warning", f"{text} at a force residual of {np.median(best[i, which]):.1e} (median)"))
     falling = [
-        f"{_name(goal, i)} ({n})" for i in range(goal.sizes["method"]) if (n := int((outcome[i] == "falling").sum()))
+        f"{_name(goal, i)} ({n})" for i in range(goal.sizes["solver"]) if (n := int((outcome[i] == "falling").sum()))
     ]
     if falling:
         text = f"still falling when the {goal.attrs['budget']} evaluations were spent: {', '.join(falling)} samples"
@@ -122,13 +120,13 @@ def _diverged(goal: xr.Dataset) -> list[Finding]:
             "warning",
             f"{_name(goal, i)} diverges in {some(which.tolist(), goal.sizes['sample'])}: its step is too large",
         )
-        for i in range(goal.sizes["method"])
+        for i in range(goal.sizes["solver"])
         if len(which := np.flatnonzero(outcome[i] == "diverged"))
     ]
 
 
 def _name(goal: xr.Dataset, i: int) -> str:
-    return str(goal["method"].values[i])
+    return str(goal["solver"].values[i])
 
 
 def table_of(ds: xr.Dataset) -> str:
@@ -136,8 +134,8 @@ def table_of(ds: xr.Dataset) -> str:
     samples = ds.sizes["sample"]
     head = ["solver", *(f"to {t:g}" for t in ds["target"].values), "worst residual", "stalled", "diverged", "seconds"]
     rows = []
-    for i in range(ds.sizes["method"]):
-        row = ds.isel(method=i)
+    for i in range(ds.sizes["solver"]):
+        row = ds.isel(solver=i)
         cells = []
         for j in range(ds.sizes["target"]):
             at = row["evaluations"].isel(target=j).values
@@ -157,9 +155,9 @@ def table_of(ds: xr.Dataset) -> str:
 
 def entries(ds: xr.Dataset) -> dict[str, Any]:
     """Return the solvers of a result as plain values; NaN and infinity are left in."""
-    methods = []
-    for i in range(ds.sizes["method"]):
-        row = ds.isel(method=i)
+    solvers = []
+    for i in range(ds.sizes["solver"]):
+        row = ds.isel(solver=i)
         targets = [
             {
                 "target": float(ds["target"][j]),
@@ -170,11 +168,11 @@ def entries(ds: xr.Dataset) -> dict[str, Any]:
             }
             for j in range(ds.sizes["target"])
         ]
-        methods.append(
+        solvers.append(
             {
-                "method": _name(ds, i),
+                "solver": _name(ds, i),
                 "kind": str(row["kind"].item()),
-                "eps": float(row["method_eps"]),
+                "eps": float(row["solver_eps"]),
                 "memory": int(row["memory"]),
                 "targets": targets,
                 "outcomes": [str(o) for o in row["outcome"].values],
@@ -184,4 +182,4 @@ def entries(ds: xr.Dataset) -> dict[str, Any]:
                 "seconds": float(row["seconds"]),
             }
         )
-    return {"budget": int(ds.attrs["budget"]), "methods": methods}
+    return {"budget": int(ds.attrs["budget"]), "solvers": solvers}

@@ -61,7 +61,7 @@ def test_neimark_sacker_is_the_steps_fault(circle):
 
 
 def test_residual_of_the_circle_is_the_closed_form(circle):
-    """On the circle norm(F)/norm(z) = abs(a - c rho^2 + i b); below the critical step it decays as abs(1 + eps mu)^n."""
+    """On the circle norm(F)/norm(z) = abs(a - c rho^2 + i b); below the critical step abs(1 + eps mu) is the decay."""
     system = HOPF
     assert abs(system.radial_multiplier) < 1
     expected = abs(complex(system.r - system.c * system.circle_radius**2, system.nu))
@@ -217,7 +217,7 @@ def test_another_attractor_is_not_called_slow():
 
 
 def test_a_map_is_refused():
-    with pytest.raises(UsageError, match="is a map: .* no eps to vary or to blame"):
+    with pytest.raises(UsageError, match=r"is a map: .* no eps to vary or to blame"):
         measure(analytic.Henon())
 
 

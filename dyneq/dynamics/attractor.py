@@ -280,4 +280,5 @@ def _finish(record: Record, i: int, e: Evidence, verdict: Verdict) -> Attractor:
         first=e.first,
         second=e.second,
         evaluations=e.evaluations,
+        residual=e.residual,
     )

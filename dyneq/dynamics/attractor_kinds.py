@@ -58,6 +58,7 @@ class Attractor:
         second: The same from the second start; None without one.
         zero_one_spread: Half of the interquartile range of the 0-1 test.
         evaluations: Forces of this sample evaluated, a product with its Jacobian counted as one.
+        residual: Largest force residual over the last tenth of the record.
     """
 
     kind: AttractorKind
@@ -80,6 +81,7 @@ class Attractor:
     second: Oscillation | None = None
     zero_one_spread: float = float("nan")
     evaluations: int = 0
+    residual: float = float("nan")
 
 
 @dataclass

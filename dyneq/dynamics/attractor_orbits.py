@@ -62,7 +62,7 @@ def confirm(
     samples, tokens = list(cycles), [a.token for a in cycles.values()]
     part = orbit_system(system, record.mean, samples, tokens)
     z = record.z[samples]
-    if isinstance(part, TokenSystem):
+    if system.structure.causal:  # else the system may itself be one of tokens, whose states are those of its rows
         z = z[torch.arange(len(samples)), tokens]
     found = list(cycles.values())
     ahead = None
@@ -96,18 +96,23 @@ def _of_map(one: System, z: Tensor, found: Attractor) -> None:
 
 @dataclass(frozen=True)
 class _Ahead:
-    """Where the flow leads: states, amplitude of Euler's cycle, amplitude of the flow, its period; one a sample."""
+    """Where the flow leads: states, amplitude of Euler's cycle, amplitude of the flow, its period; one a sample.
+
+    And the forces of each that it took.
+    """
 
     z: Tensor
     size: Tensor
     left: Tensor
     period: list[float]
+    evaluations: int
 
 
 def _of_flow(one: System, ahead: _Ahead, row: int, found: Attractor) -> None:
     """Judge the flow from where it leads, and from its amplitude there against that of Euler's cycle."""
     size, left = float(ahead.size[row]), float(ahead.left[row])
     found.cycle_size = size
+    found.evaluations += ahead.evaluations
     if not left > RESTING * size:  # not finite: the flow was lost
         found.of_the_flow = False if left <= RESTING * size else None
         found.against.append(
@@ -145,21 +150,24 @@ def _follow(part: System, z: Tensor, periods: list[float]) -> _Ahead:
     # not above eps: Runge-Kutta's step is stable wherever Euler's is
     step = min(min(periods) / STEPS, 1.0) * part.eps
     flow = Stepper(part, "rk4", step)
-    _, size = _amplitude(euler, z, max(2, round(longest / part.eps)))
-    many = FOLLOWED if min(periods) < SMOOTH else FOLLOWED // 4
-    z = _advance(flow, z, round(many * longest / step))
-    end, left = _amplitude(flow, z, max(2, round(longest / step)))
-    return _Ahead(end, size, left, _returns(flow, end, [p * part.eps for p in periods]))
+    around = max(2, round(longest / part.eps))
+    _, size = _amplitude(euler, z, around)
+    once = max(2, round(longest / step))
+    many = (FOLLOWED if min(periods) < SMOOTH else FOLLOWED // 4) * once
+    end, left = _amplitude(flow, _advance(flow, z, many), once)
+    times, more = _returns(flow, end, [p * part.eps for p in periods])
+    return _Ahead(end, size, left, times, around + 4 * (many + once + more))
 
 
-def _returns(flow: Stepper, z: Tensor, guesses: list[float]) -> list[float]:
+def _returns(flow: Stepper, z: Tensor, guesses: list[float]) -> tuple[list[float], int]:
     """Return the time after which the flow comes back closest, through the plane across it; the guess if it does not.
 
-    Looked for from half of the guess to half as much again.
+    Looked for from half of the guess to half as much again; with the steps that took.
     """
     start, across = z, flow.system.force(z).flatten(1)
     heights, gaps = [], []
-    for _ in range(round(1.5 * max(guesses) / flow.step) + 1):
+    steps = round(1.5 * max(guesses) / flow.step) + 1
+    for _ in range(steps):
         off = (z - start).flatten(1)
         heights.append((off * across).sum(1))
         gaps.append(torch.linalg.vector_norm(off, dim=1))
@@ -173,7 +181,7 @@ def _returns(flow: Stepper, z: Tensor, guesses: list[float]) -> list[float]:
         best = min(crossed, key=lambda n: far[n], default=None)
         share = None if best is None else h[best] / (h[best] - h[best + 1])
         times.append(guess if best is None or share is None else float(best + share) * flow.step)
-    return times
+    return times, steps
 
 
 def _advance(stepper: Stepper, z: Tensor, steps: int) -> Tensor:

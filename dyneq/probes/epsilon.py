@@ -21,7 +21,8 @@ from dyneq.dynamics.trajectory import Trajectory
 from dyneq.errors import UsageError
 from dyneq.probes.base import Finding, Params, Probe, Progress, silent
 from dyneq.probes.epsilon_dataset import build
-from dyneq.probes.epsilon_judge import Approach, Blame, Evidence, Judgement, Prediction, judge, predictions
+from dyneq.probes.epsilon_judge import Approach, Blame, Evidence, Judgement, judge
+from dyneq.probes.epsilon_prediction import Prediction, predictions
 from dyneq.systems.protocol import System, Time
 
 

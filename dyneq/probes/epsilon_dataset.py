@@ -12,7 +12,8 @@ from dyneq.dynamics.observed_step import ObservedSteps
 from dyneq.dynamics.roots import Roots
 from dyneq.dynamics.step_bracket import StepBracket
 from dyneq.probes.base import CERTIFICATE, EXACT, annotate
-from dyneq.probes.epsilon_judge import Approach, Judgement, Prediction, agreement, outcomes
+from dyneq.probes.epsilon_judge import Approach, Judgement, outcomes
+from dyneq.probes.epsilon_prediction import Prediction, agreement
 
 Array = NDArray[np.float64]
 

@@ -90,8 +90,10 @@ def _never(goal: xr.Dataset) -> list[Finding]:
         text += f"; of these {' and '.join(ways)}"
     found = arrived[~euler].any(0)[lost]
     if found.any():
-        text += ": a fixed point exists, but the relaxation does not lead to it within the budget (dyneq census says why), so that a solver "
-        return [Finding("warning", f"{text}converges does not mean that it is stable")]
+        text += (
+            ": a fixed point exists, but the relaxation does not lead to it within the budget (dyneq census says why)"
+        )
+        return [Finding("warning", f"{text}; that a solver converges does not mean that the fixed point is stable")]
     return [Finding("undetermined", f"{text}: whether they have a fixed point at all is not known")]
 
 

@@ -43,7 +43,7 @@ def test_what_never_converges_is_told_with_who_finds_the_root(cycling):
     text = text_of(cycling)
     assert "4 of 4 samples (0, 1, 2, 3) never get there by Euler's method" in text
     assert "the root finder 4" in text
-    assert "does not mean that it is stable" in text
+    assert "does not mean that the fixed point is stable" in text
 
 
 def test_cheapest_solver_is_the_one_whose_slowest_sample_is_first():

@@ -219,8 +219,8 @@ class Closing:
         """Solve from a guess; ``steps`` is a multiple of the number of points."""
         small = max(1e-11, 200 * torch.finfo(points.dtype).eps)
         defect = self._defect(points, period, steps)
-        merit, update = float(defect.norm()), math.inf
-        for iteration in range(self._most):
+        merit, update, iteration = float(defect.norm()), math.inf, 0
+        for iteration in range(1, self._most + 1):
             if not math.isfinite(merit):
                 break
             fresh = self._factors is None
@@ -252,8 +252,8 @@ class Closing:
                 continue
             (points, period), defect, merit, update = trial, trial_defect, trial_merit, abs(length * shift)
             if last:
-                return Closed(points, period, update, True, iteration + 1)
-        return Closed(points, period, update, False, self._most)
+                return Closed(points, period, update, True, iteration)
+        return Closed(points, period, update, False, iteration)
 
     def _defect(self, points: Tensor, period: float, steps: int) -> Tensor:
         return self._segments.ends(points, period, steps) - points.roll(-1, 0)

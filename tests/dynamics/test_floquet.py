@@ -15,7 +15,7 @@ from dyneq.dynamics.roots import find_root
 from dyneq.dynamics.stepping import Stepper
 from dyneq.dynamics.subsystem import TokenSystem
 from dyneq.errors import DyneqError, UsageError
-from dyneq.systems.analytic import FlipFlow, Henon, LinearFlow, Logistic, StuartLandau, VanDerPol
+from dyneq.systems.analytic import FlipFlow, Henon, HopfNormalForm, LinearFlow, Logistic, StuartLandau, VanDerPol
 from dyneq.systems.analytic.base import AnalyticFlow
 
 LOG_MULTIPLIER = {1.0: -7.0589328088, 5.0: -85.4520185}
@@ -153,6 +153,16 @@ def test_maps_have_exact_multipliers_and_no_trivial_one(generator):
         product = np.array([[-2 * henon.a * x, 1], [henon.b, 0]]) @ product
     assert found.multipliers[0].real == pytest.approx(np.linalg.eigvals(product).min(), rel=1e-10)
     assert found.stable is False
+
+
+def test_the_circle_of_an_euler_map_is_neutral_along_itself(generator):
+    system = HopfNormalForm(z0=at(0.41, 0.0))
+    assert system.rotation == pytest.approx(math.pi / 6)
+    orbit = map_orbit(system, system.initial_state(), 12)
+    found = floquet(system, orbit, generator=generator)
+    assert orbit.amplitude == pytest.approx(system.circle_radius, rel=1e-12)
+    assert found.multipliers == pytest.approx([1.0, system.radial_multiplier**12], rel=1e-10)
+    assert found.stable is None
 
 
 def test_a_superstable_orbit_has_multiplier_zero(generator):

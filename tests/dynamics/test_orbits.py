@@ -12,7 +12,7 @@ from dyneq.dynamics.roots import find_root
 from dyneq.dynamics.stepping import Stepper
 from dyneq.dynamics.subsystem import TokenSystem
 from dyneq.errors import DyneqError, UsageError
-from dyneq.systems.analytic import FlipFlow, Henon, LinearFlow, Logistic, StuartLandau, VanDerPol
+from dyneq.systems.analytic import FlipFlow, Henon, LinearFlow, Logistic, Lorenz, StuartLandau, VanDerPol
 from dyneq.systems.analytic.base import AnalyticFlow
 
 PERIOD = {1.0: 6.663286859323, 5.0: 11.612230667720}
@@ -232,6 +232,13 @@ def test_following_measures_and_does_not_move():
     assert torch.equal(late.z, on)
     assert follow_orbit(system, at(0.0, 0.0), 1.0, 8).status is OrbitStatus.FIXED_POINT
     assert follow_orbit(FlipFlow(z0=at(30.0)), at(30.0), 10.0, 8).status is OrbitStatus.DIVERGED
+
+
+def test_the_shortest_unstable_orbit_of_lorenz():
+    # Viswanath, Nonlinearity 16 (2003) 1035, the orbit AB; perturbations grow by 4.7 each time around
+    orbit = shoot(Lorenz(z0=at(-13.76, -19.58, 27.0)), at(-13.76, -19.58, 27.0), 1.55, tol=1e-8)
+    assert orbit.status is OrbitStatus.CONVERGED
+    assert abs(orbit.period - 1.5586522107162) <= orbit.period_error
 
 
 def test_newton_finds_the_cycle_from_inside_and_outside():

@@ -21,7 +21,7 @@ from dyneq.systems.adapters.function import from_map, from_ode
 from dyneq.systems.protocol import System
 from dyneq.systems.thick import ThickBlock, ThickConfig
 
-SAMPLES = 3
+SAMPLES = 2
 
 
 @dataclass(frozen=True)

@@ -94,17 +94,9 @@ class CountedSystem(System):
 
     def select(self, samples: Tensor) -> "CountedSystem":
         """Return some of the samples, counted into the same cost."""
-        part = CountedSystem(self.parent.select(samples), self.cost, self._whole)
+        part = type(self)(self.parent.select(samples), self.cost, self._whole)
         part.eps = self.eps
         return part
-
-    def linearize(self, z: Tensor) -> tuple[Product, Product]:
-        """Return the parent's products, counted."""
-        return self._counted(self.parent.linearize(z))
-
-    def linearize_tokens(self, z: Tensor) -> tuple[Product, Product]:
-        """Return the parent's token-diagonal products, counted."""
-        return self._counted(self.parent.linearize_tokens(z))
 
     def token_force(self, token: int, context: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the parent's force on one token, counted."""
@@ -114,6 +106,18 @@ class CountedSystem(System):
         """Return the parent's force on single tokens of samples, counted."""
         share = len(samples) / self._whole / context.shape[1]
         return CountedForce(self.parent.rows_force(samples, tokens, context), self.cost, share)
+
+
+class _CountedProducts(CountedSystem):
+    """A counted system with products of its own; without them, what differentiates the force is counted as forces."""
+
+    def linearize(self, z: Tensor) -> tuple[Product, Product]:
+        """Return the parent's products, counted."""
+        return self._counted(self.parent.linearize(z))
+
+    def linearize_tokens(self, z: Tensor) -> tuple[Product, Product]:
+        """Return the parent's token-diagonal products, counted."""
+        return self._counted(self.parent.linearize_tokens(z))
 
     def _counted(self, products: tuple[Product, Product]) -> tuple[Product, Product]:
         def of(product: Product) -> Product:
@@ -127,6 +131,10 @@ class CountedSystem(System):
 
 
 def counted(system: System) -> CountedSystem:
-    """Return the system with a counter of its own."""
+    """Return the system with a counter of its own.
+
+    Whether it has products of its own stays visible: methods choose the cheapest product by that.
+    """
     with torch.no_grad():
-        return CountedSystem(system)
+        own = type(system).linearize is not System.linearize
+        return (_CountedProducts if own else CountedSystem)(system)

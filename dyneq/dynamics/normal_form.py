@@ -96,7 +96,7 @@ def hopf_normal_form(system: System, z: Tensor, frequency: float) -> NormalForm:
 
     c1 = 1/2 <p, C(q, q, q*) - 2 B(q, A^{-1} B(q, q*)) + B(q*, (2 i omega - A)^{-1} B(q, q))> with A q = i omega q,
     A^T p = -i omega p, norm(q) = 1, <p, q> = 1, and B, C the second and third derivatives of the force (Kuznetsov,
-    Elements of Applied Bifurcation Theory, 2004, equations 5.39 and 5.62; the first Lyapunov coefficient is Re
+    Elements of Applied Bifurcation Theory, 2004, equations 3.20 and 5.62; the first Lyapunov coefficient is Re
     c1/omega). Halving q would divide it by four: its sign, not its size, is free of that choice.
 
     Args:

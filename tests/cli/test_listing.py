@@ -123,11 +123,18 @@ def test_what_is_packaged_stays_plain(dyneq_run):
     assert "default" in listed(dyneq_run, "recipes")
 
 
+#: The built-in probes.
+PROBES = {
+    *("branches", "census", "cycle", "diagnose", "epsilon", "ftle", "knockout", "mixing", "nonnormality", "residual"),
+    *("root", "solver", "spectrum"),
+}
+
+
 @pytest.mark.usefixtures("crowd")
 @pytest.mark.parametrize("kind", ["probes", "estimators", "systems"])
 def test_broken_ones_are_listed_with_the_reason(dyneq_run, kind):
     results = listed(dyneq_run, kind)
-    good = {"probes": {"root", "spectrum"}, "estimators": {"adjoint", "bptt"}, "systems": {"thick"}}[kind]
+    good = {"probes": PROBES, "estimators": {"adjoint", "bptt"}, "systems": {"thick"}}[kind]
     assert {name for name, result in results.items() if result["error"] is None} == good
     reasons = dict(BROKEN.items())
     if kind != "probes":  # what they lead to is a probe, so already that is wrong here

@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from pydantic import Field, field_validator
 
-from dyneq.dynamics.counting import Cost, CountedSystem
+from dyneq.dynamics.counting import Cost, counted
 from dyneq.dynamics.crossing import Crossing
 from dyneq.probes.base import Finding, Params, Probe, Progress, silent
 from dyneq.probes.knockout_dataset import (
@@ -31,7 +31,7 @@ class KnockoutParams(Params):
 
     part: str = Field("attention", description="part scaled: attention, head:3, ffn, antisymmetric")
     alpha: tuple[float, ...] = Field(
-        (1.0, 0.8, 0.6, 0.4, 0.2, 0.0), min_length=1, description="factors of the part, 1 is the block as it is"
+        (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), min_length=1, description="factors of the part, 1 is the block as it is"
     )
     depth: int = Field(800, ge=8, description="depth of each relaxation, steps")
     seed: int = Field(0, description="seed of root starts and Krylov start vectors")
@@ -66,7 +66,9 @@ class KnockoutProbe(Probe):
         system.scaled(params.part, 1.0)  # an unknown part is an error before anything is computed
 
         def family(alpha: float) -> System:
-            return CountedSystem(system.scaled(params.part, alpha), cost)
+            made = counted(system.scaled(params.part, alpha))
+            made.cost = cost  # one account for all factors
+            return made
 
         samples, flow = system.samples, system.time is Time.FLOW
         generator = torch.Generator().manual_seed(params.seed)

@@ -13,6 +13,8 @@ SIGMAS = 3.0
 #: Nats by which a perturbation must have grown over the record before its exponent is called positive: a thousandfold.
 #: Means over a record of n steps are off by a few nats over n, which batch means of a regular signal do not see.
 NATS = 7.0
+#: Relative difference up to which a rate of decay and an exponent are the same, and so well each must be known.
+SAME_RATE = 0.1
 #: Drift of the mean, relative to the amplitude, above which a state passes by rather than oscillates.
 PASSING = 1.0
 
@@ -50,6 +52,7 @@ def _at_rest(e: Evidence) -> Verdict:
         )
     if e.decay.reason:
         found.evidence.append(e.decay.reason)
+    found.against.append("whether the root is stable was not measured: see its spectrum")
     return found
 
 
@@ -66,12 +69,14 @@ def _slow(e: Evidence) -> Verdict | None:
     if not leading < -SIGMAS * error or d.kind is DecayKind.POWER_LAW:
         return None
     rate, doubt = d.rate, d.rate_error
-    if d.kind is not DecayKind.EXPONENTIAL and first.fading:
+    if d.kind is not DecayKind.EXPONENTIAL and first.fading and first.drift < PASSING:
         rate, doubt = -first.trend / e.steps, first.trend_error / e.steps
     gap = abs(leading + rate)
+    # a rate that is not constant has a large error: a power law, over less than a decade
+    sure = SIGMAS * math.hypot(doubt, error) <= SAME_RATE * rate
     if d.kind is DecayKind.EXPONENTIAL:
         text = [d.reason, f"the leading exponent is negative ({leading:+.2e} per step)"]
-    elif gap <= SIGMAS * math.hypot(doubt, error) + 0.1 * rate:
+    elif sure and gap <= SAME_RATE * rate:
         text = [f"the state falls at {rate:.2e} per step, the rate of its leading exponent {leading:+.2e}"]
     else:
         return None

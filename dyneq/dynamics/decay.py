@@ -105,6 +105,9 @@ def classify_decay(end: Array, high: Array, *, tol: float, rounding: float, peri
         return _undetermined(high, tol, f"the record has only {len(high)} rows, too few to tell how it falls")
     tail = float(high[end >= 0.9 * end[-1]].max())
     settled = tail <= tol
+    if settled and (low := _lowest(end, high, period)) < tail / DECADE and tail > 1e3 * rounding:
+        reason = f"the force residual fell to {low:.1e} and has grown to {tail:.1e} since: a saddle may be passed"
+        return replace(_undetermined(high, tol, reason), kind=DecayKind.GROWTH, level=tail, settled=True)
     floor = max(tail * 3, 8 * rounding) if settled else 0.0
     # from the right: what the residual never exceeds again
     never_again = np.maximum.accumulate(high[::-1])[::-1]
@@ -156,6 +159,11 @@ def classify_decay(end: Array, high: Array, *, tol: float, rounding: float, peri
 def _undetermined(high: Array, tol: float, reason: str) -> Decay:
     level = float(high.max()) if len(high) else math.nan
     return Decay(DecayKind.UNDETERMINED, math.nan, math.nan, math.nan, math.nan, level, 0.0, bool(level <= tol), reason)
+
+
+def _lowest(end: Array, high: Array, period: float | None) -> float:
+    """Return the least value of the envelope over the whole record."""
+    return float(np.exp(_envelope(end, high, 0.0, period)[1].min(initial=math.inf)))
 
 
 def _envelope(end: Array, high: Array, begin: float, period: float | None) -> tuple[Array, Array]:

@@ -27,6 +27,7 @@ class Periodic:
         model: The fitted signal ``[row, channel]``.
         slope: Its derivative over a row, ``[row, channel]``.
         misfit: Root of the share of the variance that it leaves unexplained.
+        amplitude: Root mean square of the fitted signal about its mean over whole periods, all channels together.
     """
 
     frequency: float
@@ -34,6 +35,7 @@ class Periodic:
     model: Array
     slope: Array
     misfit: float
+    amplitude: float
 
 
 def fit_periodic(x: Array, *, noise: float = 0.0) -> Periodic | None:
@@ -132,6 +134,11 @@ class _Trial:
         """Return the coefficients of the columns that come closest to ``v``."""
         return cho_solve(self._factor, self.columns.T @ v)
 
+    def result(self) -> Periodic:
+        """Return what was fitted."""
+        waves = float((self.coefficients[1:] ** 2).sum()) / 2
+        return Periodic(self.frequency, self.harmonics, self.model, self.slope, self.misfit, math.sqrt(waves))
+
     @property
     def slope(self) -> Array:
         """The derivative of the model over a row."""
@@ -171,9 +178,8 @@ def _refine(x: Array, frequency: float, enough: float, *, first: int = 1) -> Per
         stalled = stalled + 1 if more.misfit > 0.9 * best.misfit else 0
         best = more
     if thin == 1:
-        return Periodic(best.frequency, best.harmonics, best.model, best.slope, best.misfit)
-    full = _Trial(x, best.frequency / thin, best.harmonics)
-    return Periodic(full.frequency, full.harmonics, full.model, full.slope, full.misfit)
+        return best.result()
+    return _Trial(x, best.frequency / thin, best.harmonics).result()
 
 
 def _descend(now: _Trial) -> _Trial:

@@ -20,6 +20,8 @@ LOCK = 64
 PERIODIC = 0.05
 #: Largest relative difference between amplitudes of parts of the record that is called the same amplitude.
 SAME_AMPLITUDE = 0.02
+#: The same for signals of several frequencies, whose parts hold different beats.
+BEATS = 0.05
 #: A trend of the amplitude below this share over the record is not seen even where its error is smaller.
 TREND = 1e-3
 
@@ -58,9 +60,10 @@ class Oscillation:
     def stationary(self) -> bool:
         """Whether the amplitude stands still over at least ten periods: parts agree, no trend beyond its error."""
         # parts of a signal of several frequencies hold different beats
-        seen = TREND if self.misfit <= PERIODIC else SAME_AMPLITUDE
-        steady = abs(self.trend) <= max(3 * self.trend_error, seen) and 3 * self.trend_error < SAME_AMPLITUDE
-        return self.periods >= PERIODS and self.spread <= SAME_AMPLITUDE and steady
+        beats = self.misfit > PERIODIC
+        seen, same = (SAME_AMPLITUDE, BEATS) if beats else (TREND, SAME_AMPLITUDE)
+        steady = abs(self.trend) <= max(3 * self.trend_error, seen) and 3 * self.trend_error < same
+        return self.periods >= PERIODS and self.spread <= same and steady
 
     @property
     def fading(self) -> bool:
@@ -96,6 +99,8 @@ def measure_oscillation(x: Array, every: int = 1, *, noise: float = 0.0) -> Osci
             return _quiet(amplitude, drift)
         rows, row_error, scales, at = _parts(x, fitted)
         period, error, misfit = rows * every, row_error * every, fitted.misfit
+        if misfit <= PERIODIC:  # over whole periods, which the record need not hold
+            amplitude = fitted.amplitude
     periods = (len(x) - 1) * every / period
     spread, trend, trend_error = _steadiness(scales, at, len(x))
     back = _recurrence(x, period / every, amplitude)
@@ -157,6 +162,8 @@ def _parts(x: Array, fitted: Periodic) -> tuple[float, float, Array, Array]:
         at.append((a + b - 1) / 2)
     middle = np.array(at)
     late, error = line(middle, np.array(shifts)) if np.isfinite(shifts).all() else (0.0, math.inf)
+    if not abs(late) < 0.5:  # no correction of a period: the record is too short for parts of it to say anything
+        late, error = 0.0, math.inf
     # phases are no better than the rounding of the angle at the end of the record
     return period * (1 - late), period * max(error, 4e-16 * n), np.array(scales), middle
 

@@ -80,12 +80,15 @@ def _orbit(ds: xr.Dataset, ax: Axes) -> None:
         ax.set_axis_off()
         return
     i = int(which[size[which].argmax()])
-    x = values[i]
+    x = values[i][np.isfinite(values[i]).all(1)]
+    flat = np.ptp(x[:, 1]) < 1e-6 * np.ptp(x[:, 0])
+    if flat:  # a state of one component is drawn against its own next row
+        x = np.stack([x[:-1, 0], x[1:, 0]], 1)
     ax.plot(x[:, 0], x[:, 1], ".", ms=3, color=COLORS[str(kinds[i])], alpha=0.6, label="the relaxation, step by step")
     ax.plot(*x[-1], "o", color="black", ms=5, label="its last step")
     ax.set_aspect("equal", adjustable="datalim")
     ax.set_xlabel("leading principal component of the projections")
-    ax.set_ylabel("second")
+    ax.set_ylabel("the same, one row later" if flat else "second principal component")
     period = float(ds["period_steps"].values[i])
     what = f", period {period:.5g} steps" if np.isfinite(period) else ""
     ax.set_title(f"sample {i}: {kinds[i]}{what}", fontsize=10)

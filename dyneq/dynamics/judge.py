@@ -120,7 +120,9 @@ class Judge:
                 else:
                     moving.append(row)
             elif flow[row] == 0 and found[i].mu.imag == 0:
-                if not self.moving.fold(part, z, row, found[i]):
+                if hint := self.moving.fold(part, z, row, found[i]):
+                    hint.enter(found[i])
+                else:
                     found[i].undetermined(f"its eigenvalue {found[i].mu.real:+.1e} is not told from 0")
             else:
                 moving.append(row)

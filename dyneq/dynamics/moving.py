@@ -15,13 +15,15 @@ from dyneq.dynamics.rootview import RootView, view_roots
 from dyneq.dynamics.settle import Settling, settle
 from dyneq.dynamics.status import Status
 from dyneq.dynamics.verdict import Confidence, Verdict
-from dyneq.dynamics.watching import Watcher
+from dyneq.dynamics.watching import Hint, Watcher
 from dyneq.systems.protocol import System
 
 #: Steps a confirmation by simulation may take.
 CONFIRM = 3000
 #: Steps a slow relaxation is continued for at most.
 PATIENCE = 20000
+#: A quadratic coefficient times the size of the state below this share of the other rates is none.
+CURVED = 1e-6
 #: Steps added to what a slow relaxation is predicted to need.
 SPARE = 400
 
@@ -79,14 +81,28 @@ class MovingJudge:
             watch += self.slow(part, settling, samples, stable, roots.z, judged, views)
         if step:
             watch += self._step(part, z, step, roots.z, judged, views)
+        hints: dict[int, Hint] = {}
         for row in open_:
             if row in views and judged[row].mu.imag != 0:
                 judged[row].against.append(f"the pair {show(judged[row].mu)} at the root lies on the boundary")
-                watch.append(row)
-            elif not self.fold(part, roots.z if row in views else z, row, judged[row]):
-                watch.append(row)
+            elif hint := self.fold(part, roots.z if row in views else z, row, judged[row]):
+                hints[row] = hint
+        watch += [row for row in open_ if not self._comes_to(part, z, row, roots.z, hints.get(row), judged[row])]
         if watch:
-            self.watcher.name(part, z, sorted(watch), judged, set(unstable))
+            self.watcher.name(part, z, sorted(watch), judged, set(unstable), hints)
+
+    def _comes_to(self, part: System, z: Tensor, row: int, roots: Tensor, hint: Hint | None, judged: Judgement) -> bool:
+        """Enter a fold where the state is seen to approach the marginal root; return whether it is."""
+        if hint is None or hint.kind != "coalescing":
+            return False
+        one, here, there = part_of(part, [row]), z[row : row + 1], roots[row : row + 1]
+        way = approach(one, here, there, torch.tensor([part.eps]), CONFIRM)
+        if not (way.end[0] < 0.9 * way.half[0] and way.end[0] < 0.9 * way.begin[0]):
+            return False
+        hint.enter(judged)
+        left = f"{way.end[0] / way.begin[0]:.2g} of the distance to it is left after {way.time[0]:.0f} time units"
+        judged.supports.append(f"the state comes to that root, ever more slowly: {left}")
+        return True
 
     def slow(
         self,
@@ -195,32 +211,26 @@ class MovingJudge:
         )
         judged.decide(Verdict.DISCRETE_INSTABILITY, confidence, kind, why)
 
-    def fold(self, part: System, z: Tensor, row: int, judged: Judgement) -> bool:
-        """Read the scalar equation at the state of one row; return whether it decides."""
+    def fold(self, part: System, z: Tensor, row: int, judged: Judgement) -> Hint | None:
+        """Return what the scalar equation at the state of one row says of a fold, None where it says nothing."""
         if not bool(torch.isfinite(z[row]).all()):
-            return False
+            return None
         fold = read_fold(part_of(part, [row]), z[row : row + 1])
         if fold is None:
-            return False
+            return None
         if math.isfinite(judged.mu.real):  # there is a root, with a real eigenvalue not told from 0
-            bent = abs(fold.quadratic) * fold.norm
-            kind = (
-                "coalescing"
-                if bent > 1e-6 * max(fold.gap if math.isfinite(fold.gap) else 0.0, 1e-300)
-                else "degenerate"
-            )
-            why = (
-                f"the root has a real eigenvalue of 0 within its error ({judged.mu.real:+.1e} +- {judged.mu_error:.0e})"
-            )
-            judged.decide(Verdict.FOLD, Confidence.PREDICTED, kind, why)
-            return True
-        if fold.ghost:
-            judged.passage = fold.passage
-            judged.mu = complex(fold.linear, 0.0)
-            why = (
-                "there is no root near: along one direction the state obeys s' = a + b s + c s^2 with "
-                f"4 a c - b^2 = {-fold.discriminant:.2e} > 0, a passage of {fold.passage:.0f} time units"
-            )
-            judged.decide(Verdict.FOLD, Confidence.PREDICTED, "ghost", why)
-            return True
-        return False
+            size = f"{judged.mu.real:+.1e} +- {judged.mu_error:.0e}"
+            if abs(fold.quadratic) * fold.norm <= CURVED * (fold.gap if math.isfinite(fold.gap) else 1.0):
+                judged.against.append(
+                    f"the root has a real eigenvalue of 0 within its error ({size}) but nothing bends there: a neutral "
+                    "direction, a pitchfork or another degeneracy"
+                )
+                return None
+            return Hint("coalescing", f"the root has a real eigenvalue of 0 within its error ({size})")
+        if not fold.ghost:
+            return None
+        why = (
+            "there is no root near: along one direction the state obeys s' = a + b s + c s^2 with "
+            f"4 a c - b^2 = {-fold.discriminant:.2e} > 0, a passage of {fold.passage:.0f} time units"
+        )
+        return Hint("ghost", why, fold.passage, complex(fold.linear, 0.0))

@@ -21,7 +21,7 @@ PERIODIC = 0.05
 #: Largest relative difference between amplitudes of parts of the record that is called the same amplitude.
 SAME_AMPLITUDE = 0.02
 #: The same for signals of several frequencies, whose parts hold different beats.
-BEATS = 0.05
+BEATS = 0.1
 #: A trend of the amplitude below this share over the record is not seen even where its error is smaller.
 TREND = 1e-3
 

@@ -1,5 +1,8 @@
 """Naming what a sample moves on, and holding it against what its root says."""
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -14,6 +17,32 @@ from dyneq.systems.protocol import System, Time
 WATCH = 24000
 #: Least of these, where fewer would show nothing.
 LEAST_WATCH = 1000
+
+#: Ends that a passage past a fold can have.
+_LEAVING = (AttractorKind.SLOW, AttractorKind.FIXED_POINT, AttractorKind.DIVERGED)
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What the scalar equation at a state says of a fold; a verdict only where the state is seen to come or go.
+
+    Attributes:
+        kind: ``coalescing`` or ``ghost``.
+        why: The sentence.
+        passage: Time the passage of a ghost takes.
+        mu: Real eigenvalue nearest to 0 where there is no root.
+    """
+
+    kind: str
+    why: str
+    passage: float = math.nan
+    mu: complex | None = None
+
+    def enter(self, judged: Judgement) -> None:
+        """Give the verdict."""
+        judged.passage = self.passage
+        judged.mu = judged.mu if self.mu is None else self.mu
+        judged.decide(Verdict.FOLD, Confidence.PREDICTED, self.kind, self.why)
 
 
 class Watcher:
@@ -36,6 +65,7 @@ class Watcher:
         rows: list[int],
         judged: list[Judgement],
         unstable: set[int],
+        hints: dict[int, Hint],
     ) -> None:
         """Give verdicts to samples that move and whose roots do not explain it away.
 
@@ -45,6 +75,7 @@ class Watcher:
             rows: Which of them to name.
             judged: Judgements of the rows of ``part``; changed in place.
             unstable: Rows whose root is unstable, for the flow or the map.
+            hints: For some rows what speaks for a fold.
         """
         own, at = part_of(part, rows), torch.tensor(rows)
         found, watched = self._watched(own, z[at])
@@ -54,11 +85,17 @@ class Watcher:
             k
             for k, row in enumerate(rows)
             if self.flow
-            and (row not in unstable or found[k].kind is AttractorKind.CHAOS)
-            and found[k].kind in (AttractorKind.CYCLE, AttractorKind.TORUS, AttractorKind.CHAOS)
+            and (row not in unstable or found[k].kind in (AttractorKind.CHAOS, AttractorKind.DIVERGED))
+            and found[k].kind in (AttractorKind.CYCLE, AttractorKind.TORUS, AttractorKind.CHAOS, AttractorKind.DIVERGED)
         ]
         confirmed = self._at_smaller_step(own, z[at], doubted, max((watched[k] for k in doubted), default=0))
         for k, row in enumerate(rows):
+            hint = hints.get(row)
+            if hint is not None and found[k].kind in _LEAVING:
+                hint.enter(judged[row])
+                continue
+            if hint is not None:
+                judged[row].against.append(f"{hint.why}, but the state was not seen to come to rest or to leave")
             self._name(judged[row], found[k], row in unstable, confirmed.get(k))
 
     def _watched(self, own: System, z: Tensor) -> tuple[list[Attractor], list[int]]:
@@ -96,9 +133,9 @@ class Watcher:
         smaller = part.with_eps(part.eps / 4)
         late = settle(smaller, 4 * watched, start=z[at])
         still = late.where(Status.MAX_STEPS)
+        ends = {Status.CONVERGED: None, Status.DIVERGED: AttractorKind.DIVERGED}
         seen: dict[int, tuple[AttractorKind | None]] = {
-            row: (None,) if late.status[k] is Status.CONVERGED else (AttractorKind.UNDETERMINED,)
-            for k, row in enumerate(rows)
+            row: (ends.get(late.status[k], AttractorKind.UNDETERMINED),) for k, row in enumerate(rows)
         }
         if still:
             again = classify_attractors(
@@ -122,10 +159,9 @@ class Watcher:
             AttractorKind.CYCLE: Verdict.LIMIT_CYCLE,
             AttractorKind.TORUS: Verdict.TORUS,
             AttractorKind.CHAOS: Verdict.CHAOS,
+            AttractorKind.DIVERGED: Verdict.DIVERGED,
         }
-        if found.kind is AttractorKind.DIVERGED:
-            judged.decide(Verdict.DIVERGED, Confidence.OBSERVED)
-        elif found.kind in (AttractorKind.FIXED_POINT, AttractorKind.SLOW):
+        if found.kind in (AttractorKind.FIXED_POINT, AttractorKind.SLOW):
             judged.decide(Verdict.SLOW, Confidence.OBSERVED, why="it still decays, or settles within the steps watched")
         elif found.kind not in named:
             judged.undetermined("what it moves on could not be named")
@@ -144,7 +180,8 @@ class Watcher:
             if unstable:
                 judged.supports.append(f"the root it left is unstable ({show(judged.mu)})")
             confidence = Confidence.CONFIRMED if unstable else Confidence.OBSERVED
-            judged.decide(named[found.kind], confidence, self._crossing(judged.mu) if unstable else "")
+            kind = self._crossing(judged.mu) if unstable and found.kind is AttractorKind.CYCLE else ""
+            judged.decide(named[found.kind], confidence, kind)
 
     def _crossing(self, mu: complex) -> str:
         """Return how an unstable pair crosses the boundary of stability."""

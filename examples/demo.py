@@ -1,6 +1,6 @@
-"""The spectra of the packaged checkpoints at several depths, and the figure: what `make demo` runs.
+"""The spectra of the packaged checkpoints, and why one of them does not settle: what `make demo` runs.
 
-python examples/demo.py [FOLDER]     # writes FOLDER/spectrum.png, by default demo-output/spectrum.png
+python examples/demo.py [FOLDER]     # writes FOLDER/spectrum.png and diagnose.png, by default into demo-output
 """
 
 import sys
@@ -19,7 +19,7 @@ SAMPLES = "24"
 
 
 def main() -> int:
-    """Print the tables, write the figure, and return the exit code."""
+    """Print the tables and the diagnosis, write the figures, and return the exit code."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo-output")
     folder.mkdir(parents=True, exist_ok=True)
     common = ["--batch", SAMPLES, "--count", "4"]
@@ -43,8 +43,11 @@ def main() -> int:
         axes[0].set_title(f"{title}\n{axes[0].get_title()}", fontsize=10)
     path = folder / "spectrum.png"
     figure.savefig(path, dpi=100)
-    print(f"\nfigure: {path}")
-    return 0
+    print("\nWhy does `after` not settle?\n")
+    page = folder / "diagnose.png"
+    code = run(["diagnose", "after", "--batch", SAMPLES, "--plot", str(page)])
+    print(f"\nfigures: {path}, {page}")
+    return code
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ STRIDE = 0.2
 #: an eighth of the way to it uses all of that, and the other branch lies more than four times as far.
 TRUST = 0.5
 #: A step between two values of the grid is halved this often before the branch is called lost.
-HALVINGS = 10
+HALVINGS = 14
 #: Share of a step over which the force is differenced with respect to the parameter.
 DIFFERENCE = 1e-3
 #: The square of the neutral eigenvalue counts as linear in alpha if its second difference is at most this share of its

@@ -113,8 +113,8 @@ def _relaxations(ds: xr.Dataset) -> list[Finding]:
         restless = (status == "max_steps") & (margin < -ds["error"].values)
     if ds.attrs["time"] == "flow" and restless.any():
         at = np.flatnonzero(restless.any(0))
-        text = "still move at an alpha where their root is stable: slow, or Euler's step is too large (dyneq epsilon)"
-        findings.append(Finding("warning", f"{_some(at)} {text}"))
+        text = "a relaxation still moves where the root is stable: slow, or Euler's step is too large (dyneq epsilon)"
+        findings.append(Finding("warning", f"{_some(at)}: {text}"))
     if len(at := np.flatnonzero((status == "diverged").any(0))):
         findings.append(Finding("warning", f"{_some(at)}: a relaxation diverged; its floor is left out"))
     return findings

@@ -81,7 +81,7 @@ def test_branch_that_ends_in_a_fold_says_so():
     assert branch.found[:, 0].tolist() == [True, True, False, False]
     assert torch.isnan(branch.z[2:]).all()
     (loss,) = branch.losses
-    assert abs(loss.fold) <= loss.error <= 0.4 / 2**10
+    assert abs(loss.fold) <= loss.error <= 0.4 / 2**14
     assert loss.alpha < 0 <= loss.beyond + loss.error
     torch.testing.assert_close(branch.z[:2, 0, 0], -torch.tensor([1.0, 0.3], dtype=F64).sqrt(), rtol=0, atol=1e-12)
 

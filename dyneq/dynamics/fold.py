@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dyneq.dynamics.linearization import Linearization
+from dyneq.dynamics.multilinear import form
 from dyneq.systems.protocol import System
 
 #: Largest state whose Jacobian is formed for this.
@@ -96,10 +97,7 @@ def read_fold(system: System, z: Tensor) -> Fold | None:
     f = system.force(z).flatten().double().cpu().numpy()
     direction = torch.as_tensor(q).to(z).view_as(z)
 
-    def along(y: Tensor) -> Tensor:
-        return torch.func.jvp(system.force, (y,), (direction,))[1]
-
-    bend = torch.func.jvp(along, (z,), (direction,))[1].flatten().double().cpu().numpy()
+    bend = form(system.force, z, [direction, direction]).flatten().double().cpu().numpy()
     a = float(p @ f)
     size = float(np.linalg.norm(f))
     aside = float(np.linalg.norm(f - a * q)) / size if size > 0 else 0.0

@@ -36,7 +36,10 @@ class Stepper:
         self, system: System, scheme: Scheme = "euler", step: float | None = None, *, tokens_only: bool = False
     ) -> None:
         if system.time is Time.MAP and (scheme != "euler" or step not in (None, 1.0)):
-            raise UsageError(f"{system.name} is a map: it is stepped as it is, not by {scheme} with step {step}")
+            asked = scheme if scheme != "euler" else f"a step of {step}"
+            raise UsageError(
+                f"{system.name} is a map and is stepped as it is, but {asked} was asked for; leave scheme and step out"
+            )
         if tokens_only:
             system.require_causal("a tangent map token by token")
         self.system, self.scheme, self.tokens_only = system, scheme, tokens_only

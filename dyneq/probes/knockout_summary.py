@@ -112,9 +112,10 @@ def _relaxations(ds: xr.Dataset) -> list[Finding]:
     with np.errstate(invalid="ignore"):
         restless = (status == "max_steps") & (margin < -ds["error"].values)
     if ds.attrs["time"] == "flow" and restless.any():
-        at = np.flatnonzero(restless.any(0))
-        text = "a relaxation still moves where the root is stable: slow, or Euler's step is too large (dyneq epsilon)"
-        findings.append(Finding("warning", f"{_some(at)}: {text}"))
+        text = "the relaxation moves though the root is stable: slow, or Euler's step is too large (dyneq epsilon)"
+        for a, row in zip(alphas[::-1], restless[::-1], strict=True):
+            if row.any():
+                findings.append(Finding("warning", f"alpha {a:g}, {_some(np.flatnonzero(row))}: {text}"))
     if len(at := np.flatnonzero((status == "diverged").any(0))):
         findings.append(Finding("warning", f"{_some(at)}: a relaxation diverged; its floor is left out"))
     return findings

@@ -32,7 +32,7 @@ def summarize(ds: xr.Dataset) -> list[Finding]:
     finite = residual[np.isfinite(residual)]
     spread = f"; median force residual {np.median(finite):.1e}, worst {finite.max():.1e}" if len(finite) else ""
     text = f"after {depth} steps {good} of {samples} samples have converged (force residual <= {ds.attrs['tol']:g})"
-    found = [Finding("fact", text + spread)]
+    found = [Finding("fact" if len(finite) else "undetermined", text + spread)]
     for kind, meaning in _TRENDS.items():
         which = np.flatnonzero(trend == kind)
         if len(which):

@@ -22,7 +22,7 @@ F64 = torch.float64
 def oscillator():
     """A Stuart-Landau oscillator, whose flow cycles: one sample that does, one that rests at its unstable root."""
     system = analytic.StuartLandau(eps=0.1, z0=torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=F64))
-    return run_probe("cycle", system, depth=400, steps=1000)
+    return run_probe("cycle", system, depth=400, steps=800)
 
 
 def texts(ds):
@@ -68,7 +68,7 @@ def test_the_history_is_of_real_rows_only(oscillator):
         assert np.isfinite(oscillator["history_high"].values[:n, i]).all()
         assert np.isnan(oscillator["history_high"].values[n:, i]).all()
     assert rows[0] > rows[1], "what rests is not recorded any longer"
-    assert step[-1] == 400 + 512 + 1000
+    assert step[-1] == 400 + 512 + 800
     assert (
         (oscillator["history_low"] <= oscillator["history_high"])
         .where(oscillator["history_high"].notnull(), True)
@@ -79,7 +79,7 @@ def test_the_history_is_of_real_rows_only(oscillator):
 def test_cost_counts_forces_and_what_rests_costs_little(oscillator):
     cost = oscillator["evaluations"].values
     # transient, first look, record, second start (half), two exponents
-    assert cost[0] >= 400 + 512 + 1000 + 500 + 3 * 1000
+    assert cost[0] >= 400 + 512 + 800 + 400 + 3 * 800
     assert cost[1] < 1100
 
 

@@ -99,7 +99,7 @@ def _wanted(system: System, params: FtleParams) -> Wanted:
     dim, causal = z0[0].numel(), system.structure.causal
     if params.tokens == "yes" and not causal:
         raise UsageError(
-            f"exponents token by token need a block that is causal over tokens, but {system.name} is not; use --tokens no"
+            f"exponents by token need a block that is causal over tokens, but {system.name} is not; use --tokens no"
         )
     per_token = causal and params.tokens != "no"
     most = z0[0, 0].numel() if per_token else dim

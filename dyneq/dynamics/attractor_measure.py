@@ -135,8 +135,11 @@ def follow_second(
     noise = torch.randn(z.shape, generator=generator, dtype=torch.float64, device=generator.device).to(z)
     size = DISPLACED * record.spread[index] / sample_norm(noise)
     start = mean + DRAWN * (z - mean) + noise * size.view(-1, *[1] * (z.ndim - 1))
-    steps = max(200, record.steps // 2)
-    rows = max(16, steps // (2 * record.every))
+    # half the steps, but room for a few periods after a few others
+    periods = [e.first.period for e in items if math.isfinite(e.first.period) and e.first.misfit < PERIODIC]
+    longest = max(periods, default=0.0)
+    steps = max(200, record.steps // 2, min(record.steps, math.ceil(10 * longest)))
+    rows = max(16, math.ceil(max(steps / 2, min(steps, 5 * longest)) / record.every))
     again = observe(system, start, steps, every=record.every, window=min(rows, WINDOW), directions=record.directions)
     for row, e in enumerate(items):
         e.evaluations += again.evaluations

@@ -233,7 +233,7 @@ CASES = [
     _case(
         "Stuart-Landau, r = 0.5",
         "limit-cycle",
-        lambda s: analytic.StuartLandau(0.5, 2.0, z0=start(s, [1.0, 0.0], 0.5)),
+        lambda s: analytic.StuartLandau(0.5, 2.0, z0=start(s, [1.0, 0.0], 0.5), eps=0.02),
         "closed form",
     ),
     _case(
@@ -283,21 +283,21 @@ CASES = [
     _case(
         "van der Pol, mu = 1",
         "limit-cycle",
-        lambda s: analytic.VanDerPol(1.0, start(s, [2.0, 0.0], 0.5)),
+        lambda s: analytic.VanDerPol(1.0, start(s, [2.0, 0.0], 0.5), eps=0.03),
         "Lienard's theorem: one stable cycle",
         2000,
     ),
     _case(
         "van der Pol, mu = 5",
         "limit-cycle",
-        lambda s: analytic.VanDerPol(5.0, start(s, [2.0, 0.0], 0.5)),
+        lambda s: analytic.VanDerPol(5.0, start(s, [2.0, 0.0], 0.5), eps=0.02),
         "Lienard's theorem: one stable cycle",
         2000,
     ),
     _case(
         "Brusselator above its Hopf point",
         "limit-cycle",
-        lambda s: analytic.Brusselator(1.0, 2.3, start(s, [1.0, 2.3], 0.3)),
+        lambda s: analytic.Brusselator(1.0, 2.3, start(s, [1.0, 2.3], 0.3), eps=0.02),
         "supercritical at B = 2",
         3000,
     ),
@@ -310,7 +310,7 @@ CASES = [
     _case(
         "FitzHugh-Nagumo, I = 0.5",
         "limit-cycle",
-        lambda s: analytic.FitzHughNagumo(0.5, z0=start(s, [0.0, 1.0], 0.3)),
+        lambda s: analytic.FitzHughNagumo(0.5, z0=start(s, [0.0, 1.0], 0.3), eps=0.2),
         "between its Hopf points, bounded, one root",
         3000,
     ),
@@ -324,7 +324,7 @@ CASES = [
     _case(
         "FitzHugh-Nagumo beside its subcritical Hopf point",
         "limit-cycle",
-        lambda s: analytic.FitzHughNagumo(0.33, z0=start(s, [2.0, 0.5], 0.1)),
+        lambda s: analytic.FitzHughNagumo(0.33, z0=start(s, [2.0, 0.5], 0.1), eps=0.2),
         "I = 0.33 < 0.33128: a stable root inside a stable relaxation cycle",
         3000,
     ),

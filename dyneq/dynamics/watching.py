@@ -13,10 +13,12 @@ from dyneq.dynamics.status import Status
 from dyneq.dynamics.verdict import Confidence, Verdict
 from dyneq.systems.protocol import System, Time
 
-#: Steps an attractor is watched for at most; it is first watched for a sixteenth, then for a quarter of them.
+#: Steps an attractor is watched for at most; it is first watched for a sixteenth of them.
 WATCH = 24000
 #: Least of these, where fewer would show nothing.
 LEAST_WATCH = 1000
+#: Periods that name a cycle, with some to spare.
+ENOUGH = 16
 
 #: Ends that a passage past a fold can have.
 _LEAVING = (AttractorKind.SLOW, AttractorKind.FIXED_POINT, AttractorKind.DIVERGED)
@@ -88,7 +90,8 @@ class Watcher:
             and (row not in unstable or found[k].kind in (AttractorKind.CHAOS, AttractorKind.DIVERGED))
             and found[k].kind in (AttractorKind.CYCLE, AttractorKind.TORUS, AttractorKind.CHAOS, AttractorKind.DIVERGED)
         ]
-        confirmed = self._at_smaller_step(own, z[at], doubted, max((watched[k] for k in doubted), default=0))
+        enough = max((_enough(found[k], watched[k]) for k in doubted), default=0)
+        confirmed = self._at_smaller_step(own, z[at], doubted, enough)
         for k, row in enumerate(rows):
             hint = hints.get(row)
             if hint is not None and found[k].kind in _LEAVING:
@@ -100,19 +103,21 @@ class Watcher:
 
     def _watched(self, own: System, z: Tensor) -> tuple[list[Attractor], list[int]]:
         """Return what every row moves on and the steps it was watched for: longer where fewer did not tell."""
-        stages = sorted({min(max(self.watch // share, LEAST_WATCH), self.watch) for share in (16, 4, 1)})
+        steps = min(max(self.watch // 16, LEAST_WATCH), self.watch)
         found: list[Attractor] = []
-        watched = [stages[0]] * len(z)
+        watched = [steps] * len(z)
         left = list(range(len(z)))
-        for steps in stages:
+        while True:
             part, at = part_of(own, left), torch.tensor(left)
             seen = classify_attractors(part, z[at], steps=steps, generator=self.generator)
             found = seen if not found else [seen[left.index(k)] if k in left else found[k] for k in range(len(z))]
             watched = [steps if k in left else watched[k] for k in range(len(z))]
             left = [k for k in left if found[k].kind is AttractorKind.UNDETERMINED]
-            if not left:
-                break
-        return found, watched
+            if not left or steps >= self.watch:
+                return found, watched
+            # as many periods as are needed where one is seen, else more of the same
+            wanted = max(_enough(found[k], 4 * steps) for k in left)
+            steps = min(self.watch, max(wanted, 2 * steps))
 
     def _enter(self, judged: Judgement, found: Attractor) -> None:
         eps = self.system.eps
@@ -131,7 +136,7 @@ class Watcher:
             return {}
         part, at = part_of(own, rows), torch.tensor(rows)
         smaller = part.with_eps(part.eps / 4)
-        late = settle(smaller, 4 * watched, start=z[at])
+        late = settle(smaller, 2 * watched, start=z[at])
         still = late.where(Status.MAX_STEPS)
         ends = {Status.CONVERGED: None, Status.DIVERGED: AttractorKind.DIVERGED}
         seen: dict[int, tuple[AttractorKind | None]] = {
@@ -188,3 +193,9 @@ class Watcher:
         if mu.imag != 0:
             return "hopf" if self.flow else "neimark-sacker"
         return "flip" if not self.flow and mu.real < 0 else ""
+
+
+def _enough(found: Attractor, otherwise: int) -> int:
+    """Return the steps that hold enough periods to name a cycle, ``otherwise`` where no period is seen."""
+    known = math.isfinite(found.period_steps) and found.period_steps > 0
+    return min(otherwise, math.ceil(ENOUGH * found.period_steps)) if known else otherwise

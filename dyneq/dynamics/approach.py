@@ -48,7 +48,13 @@ class Approach:
     def agrees(self, rate: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which samples approach at a predicted rate (below 0) over the second half, after getting nearer."""
         nearer = (self.end < self.half) & (self.end < self.begin)
-        return nearer & (np.abs(self.rate - rate) <= AGREEMENT * np.abs(rate))
+        with np.errstate(invalid="ignore"):  # a state that arrives exactly has no rate
+            return nearer & (np.abs(self.rate - rate) <= AGREEMENT * np.abs(rate))
+
+    def decelerates(self) -> NDArray[np.bool_]:
+        """Return which samples come nearer, but slower than exponentially: twice the time does less than square it."""
+        nearer = (self.half < 0.7 * self.begin) & (self.end < self.half)
+        return nearer & (self.end * self.begin > 1.2 * self.half**2)
 
 
 @torch.no_grad()

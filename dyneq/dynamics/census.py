@@ -121,6 +121,7 @@ class _TokenCensus:
         self.state = np.zeros((samples, tokens), dtype=np.int8)
         self.mu = np.full((samples, tokens), complex(np.nan, np.nan))
         self.sample_critical_eps = np.full(samples, np.nan)
+        self.unsure = np.zeros(samples, dtype=bool)
         self.z = torch.where(torch.isfinite(settling.z), settling.z, system.initial_state())
 
     def run(self, progress: Callable[[str, float], None]) -> None:
@@ -131,8 +132,8 @@ class _TokenCensus:
         settled = settling.where(Status.CONVERGED)
         doubtful: list[int] = []
         if settled:
-            progress("displacing what has converged", 0.3)
-            doubtful = judge.returning(settling, settled, self.found)
+            progress("spectra of what has converged", 0.3)
+            doubtful = list(judge.returning(settling, settled, self.found))
         open_ = sorted(doubtful + settling.where(Status.MAX_STEPS) + settling.where(Status.DIVERGED))
         if not open_:
             return
@@ -146,40 +147,39 @@ class _TokenCensus:
     def _look(self, part: System, samples: list[int], roots: Roots, progress: Callable[[str, float], None]) -> None:
         """Find where each open sample starts, and judge it there."""
         z = torch.where(torch.isfinite(roots.z), roots.z, part.initial_state())
-        whole = [row for row, s in enumerate(roots.status) if s.good]
-        candidates: dict[int, list[int]] = {
-            row: [int(roots.failed_token[row])] for row in range(len(samples)) if row not in whole
-        }
+        view = view_roots(part, z, generator=self.judge.generator)
+        stepped, standing = view.map_side(), self._standing(view, samples)
+        candidates: dict[int, list[int]] = {}
         slow: list[int] = []
         views: dict[int, tuple[RootView, int]] = {}
-        if whole:
-            own = part.select(torch.tensor(whole)) if len(whole) < len(samples) else part
-            view = view_roots(own, z[torch.tensor(whole)], generator=self.judge.generator)
-            stepped, standing = view.map_side(), self._standing(view, [samples[r] for r in whole])
-            for k, row in enumerate(whole):
-                self._record(view, k, samples[row])
-                self.found[samples[row]].see_root(view, k, float(roots.residual[row]))
-                views[row] = (view, k)
-                tokens = np.flatnonzero(stepped[k] >= 0)
-                tokens = np.union1d(tokens, standing[k][:1])
-                if len(tokens):
-                    candidates[row] = tokens[:ROUNDS].tolist()
-                elif self.settling.status[samples[row]] is Status.CONVERGED:
-                    why = "stable by its spectrum at every token, though a displacement returns only slowly"
-                    self.found[samples[row]].decide(Verdict.FIXED_POINT, Confidence.PREDICTED, why=why)
-                else:
-                    slow.append(row)
+        for row, sample in enumerate(samples):
+            failed = int(roots.failed_token[row]) if not roots.status[row].good else -1
+            tokens = np.union1d(np.flatnonzero(stepped[row] >= 0), standing[row][:1])
+            if failed >= 0:  # the spectra from there on belong to no root
+                tokens = np.append(tokens[tokens < failed], failed)
+            else:
+                self._record(view, row, sample)
+                self.found[sample].see_root(view, row, float(roots.residual[row]))
+                views[row] = (view, row)
+            if len(tokens):
+                candidates[row] = [int(t) for t in tokens[:ROUNDS]]
+            elif self.settling.status[sample] is Status.CONVERGED:
+                self.found[sample].undetermined("it rests, but whether its root is stable is not resolved")
+            elif self.settling.status[sample] is Status.DIVERGED:
+                self.found[sample].undetermined("it diverges, though the root found is stable for flow and step")
+            else:
+                slow.append(row)
         if slow:
             progress(f"continuing {len(slow)} slow samples", 0.5)
             judged = [self.found[i] for i in samples]
             stay = self.judge.moving.slow(part, self.settling, samples, slow, z, judged, views)
             for row in slow:
-                view, k = views[row]
-                self.token[samples[row]] = int(np.argmax(view.radius[k]))
+                self.token[samples[row]] = int(np.argmax(view.radius[row]))
                 if row in stay:
                     candidates[row] = [self._first_moving(samples[row])]
         progress(f"judging {len(candidates)} samples where they start", 0.6)
-        self._origins(samples, z, candidates)
+        self._origins(samples, z, candidates, stepped)
+        self._settle_on([i for i in samples if self.found[i].verdict is Verdict.SLOW and self.unsure[i]])
         for row, i in enumerate(samples):
             self._also(i, views.get(row))
             self._states(i)
@@ -206,7 +206,9 @@ class _TokenCensus:
         moving = (halves[sample, 1] > self.settling.tol).nonzero().flatten()
         return int(moving[0]) if len(moving) else 0
 
-    def _origins(self, samples: list[int], roots: Tensor, candidates: dict[int, list[int]]) -> None:
+    def _origins(
+        self, samples: list[int], roots: Tensor, candidates: dict[int, list[int]], stepped: NDArray[np.int8]
+    ) -> None:
         """Judge the candidates of each sample in turn until one does not settle by itself."""
         for turn in range(ROUNDS):
             rows = [row for row, tokens in candidates.items() if len(tokens) > turn]
@@ -221,11 +223,42 @@ class _TokenCensus:
                 sample = samples[row]
                 self.token[sample] = token
                 harmless = judged.verdict in (Verdict.FIXED_POINT, Verdict.SLOW)
-                if harmless and self.settling.status[sample] is not Status.CONVERGED:
-                    judged.decide(Verdict.SLOW, Confidence.OBSERVED, why="the token settles once those before it have")
                 self.found[sample] = judged
-                if not harmless:
+                if harmless and self.settling.status[sample] is not Status.CONVERGED:
+                    self.unsure[sample] = True  # unless the whole sample is seen to settle
+                    judged.decide(Verdict.SLOW, Confidence.OBSERVED, why="the token settles once those before it have")
+                else:
+                    self.unsure[sample] = False
+                    self._hold_against_sample(sample, token)
+                # a token that left its root for another one has changed what later ones see
+                if not harmless or stepped[row, token] >= 0:
                     candidates[row] = []
+
+    def _hold_against_sample(self, sample: int, token: int) -> None:
+        """Leave open what a token does by itself but not in the sample."""
+        judged, status = self.found[sample], self.settling.status[sample]
+        halves = self.settling.token_halves
+        assert halves is not None
+        moves = status is not Status.MAX_STEPS or float(halves[sample, 1, token]) > self.settling.tol
+        if judged.verdict is Verdict.DIVERGED and status is not Status.DIVERGED:
+            judged.undetermined("the token diverges by itself, but the sample stays bounded")
+        elif judged.verdict in (Verdict.LIMIT_CYCLE, Verdict.TORUS, Verdict.CHAOS) and not moves:
+            judged.undetermined("the token moves by itself, but rests in the sample")
+
+    def _settle_on(self, samples: list[int]) -> None:
+        """Call slow only what is seen to settle as a whole."""
+        lost = [i for i in samples if self.settling.status[i] is Status.DIVERGED]
+        for i in lost:
+            self.found[i].undetermined("the sample diverges, but no token was found that does so by itself")
+        left = [i for i in samples if i not in lost]
+        if not left:
+            return
+        part, at = self.system.select(torch.tensor(left)), torch.tensor(left)
+        late = settle(part, self.judge.patience, start=self.z[at], tol=self.settling.tol)
+        for k, i in enumerate(left):
+            if late.status[k] is not Status.CONVERGED:
+                why = f"each token tried settles by itself, the sample does not within {self.judge.patience} more steps"
+                self.found[i].undetermined(why)
 
     def _context(self, samples: list[int], roots: Tensor) -> Tensor:
         """Return a state of the whole batch that holds the roots found."""

@@ -33,6 +33,7 @@ class Fold:
         gap: Smallest modulus of the other eigenvalues, per unit time; infinite if there is none.
         aside: Share of the force that does not lie along the direction.
         norm: Norm of the state, or of the initial state where that is larger.
+        cubic: Next coefficient of the series, of s^3.
     """
 
     constant: float
@@ -41,6 +42,7 @@ class Fold:
     gap: float
     aside: float
     norm: float
+    cubic: float = 0.0
 
     @property
     def discriminant(self) -> float:
@@ -51,10 +53,15 @@ class Fold:
     def valid(self) -> bool:
         """Whether the scalar equation describes the state: one slow direction, along which it moves, and a near vertex.
 
-        The vertex of the parabola has to lie within the size of the state: farther away the quadratic is no local one.
+        The vertex of the parabola has to lie within the size of the state, and the next term of the series has to be
+        small as far as the bottleneck reaches: beyond that the quadratic is no local one.
         """
         slow = math.sqrt(abs(self.constant * self.quadratic)) + abs(self.linear)
-        near = self.quadratic != 0 and abs(self.linear / (2 * self.quadratic)) <= max(self.norm, 1e-12)
+        if self.quadratic == 0:
+            return False
+        vertex = abs(self.linear / (2 * self.quadratic))
+        far = vertex + math.sqrt(abs(self.discriminant)) / (2 * abs(self.quadratic))
+        near = vertex <= max(self.norm, 1e-12) and abs(self.cubic) * far <= SEPARATION * abs(self.quadratic)
         return self.gap > 0 and slow <= SEPARATION * self.gap and self.aside <= SEPARATION and near
 
     @property
@@ -102,5 +109,6 @@ def read_fold(system: System, z: Tensor) -> Fold | None:
     size = float(np.linalg.norm(f))
     aside = float(np.linalg.norm(f - a * q)) / size if size > 0 else 0.0
     gap = float(np.abs(mu[order[1]])) if len(order) > 1 else math.inf
+    third = form(system.force, z, [direction, direction, direction]).flatten().double().cpu().numpy()
     norm = max(float(torch.linalg.vector_norm(y)) for y in (z, system.initial_state()))
-    return Fold(a, float(mu[first].real), float(p @ bend) / 2, gap, aside, norm)
+    return Fold(a, float(mu[first].real), float(p @ bend) / 2, gap, aside, norm, float(p @ third) / 6)

@@ -9,9 +9,9 @@ from torch import Tensor
 from dyneq.dynamics.approach import AGREEMENT, approach
 from dyneq.dynamics.fold import read_fold
 from dyneq.dynamics.judgement import Judgement, part_of, show
-from dyneq.dynamics.residuals import least_size, relative_size
+from dyneq.dynamics.residuals import SMALLEST, least_size, relative_size
 from dyneq.dynamics.roots import STARTS, find_root
-from dyneq.dynamics.rootview import RootView, view_roots
+from dyneq.dynamics.rootview import RootView, Standing, view_roots
 from dyneq.dynamics.settle import Settling, settle
 from dyneq.dynamics.status import Status
 from dyneq.dynamics.verdict import Confidence, Verdict
@@ -57,39 +57,34 @@ class MovingJudge:
         relaxation = settling.relaxation(self.system, samples)
         roots = find_root(part, relaxation=relaxation, starts=STARTS, generator=self.generator)
         good = [row for row, s in enumerate(roots.status) if s.good]
-        stable, step, unstable, open_ = [], [], [], [row for row in range(len(samples)) if row not in good]
+        standings: dict[int, Standing] = {}
         views: Views = {}
         if good:
-            at = torch.tensor(good)
-            view = view_roots(part_of(part, good), roots.z[at], generator=self.generator)
-            flow, stepped = view.flow_side().max(1), view.map_side().max(1)
-            for k, row in enumerate(good):
+            view = view_roots(part_of(part, good), roots.z[torch.tensor(good)], generator=self.generator)
+            for k, (row, standing) in enumerate(zip(good, view.standing(), strict=True)):
                 found[samples[row]].see_root(view, k, float(roots.residual[row]))
-                views[row] = (view, k)
-                if flow[k] > 0:
-                    unstable.append(row)
-                elif flow[k] < 0 and stepped[k] < 0:
-                    stable.append(row)
-                elif flow[k] < 0 and stepped[k] > 0:
-                    step.append(row)
-                else:
-                    open_.append(row)
+                views[row], standings[row] = (view, k), standing
         judged = [found[i] for i in samples]
         z = settling.z[torch.tensor(samples)]
-        watch: list[int] = list(unstable)
-        if stable:
+        of = {standing: [row for row, s in standings.items() if s is standing] for standing in Standing}
+        watch = of[Standing.UNSTABLE]
+        if stable := of[Standing.STABLE]:
             watch += self.slow(part, settling, samples, stable, roots.z, judged, views)
-        if step:
+        if step := of[Standing.STEP]:
             watch += self._step(part, z, step, roots.z, judged, views)
         hints: dict[int, Hint] = {}
-        for row in open_:
-            if row in views and judged[row].mu.imag != 0:
-                judged[row].against.append(f"the pair {show(judged[row].mu)} at the root lies on the boundary")
+        for row in range(len(samples)):
+            stands = standings.get(row)
+            if stands not in (None, Standing.BOUNDARY, Standing.UNKNOWN):
+                continue
+            if row in views and not views[row][0].neutral(views[row][1]):
+                judged[row].against.append(f"whether the root is stable is not resolved ({show(judged[row].mu)})")
             elif hint := self.fold(part, roots.z if row in views else z, row, judged[row]):
                 hints[row] = hint
-        watch += [row for row in open_ if not self._comes_to(part, z, row, roots.z, hints.get(row), judged[row])]
+            if not self._comes_to(part, z, row, roots.z, hints.get(row), judged[row]):
+                watch.append(row)
         if watch:
-            self.watcher.name(part, z, sorted(watch), judged, set(unstable), hints)
+            self.watcher.name(part, z, sorted(watch), judged, standings, hints)
 
     def _comes_to(self, part: System, z: Tensor, row: int, roots: Tensor, hint: Hint | None, judged: Judgement) -> bool:
         """Enter a fold where the state is seen to approach the marginal root; return whether it is."""
@@ -97,7 +92,7 @@ class MovingJudge:
             return False
         one, here, there = part_of(part, [row]), z[row : row + 1], roots[row : row + 1]
         way = approach(one, here, there, torch.tensor([part.eps]), CONFIRM)
-        if not (way.end[0] < 0.9 * way.half[0] and way.end[0] < 0.9 * way.begin[0]):
+        if not way.decelerates()[0]:
             return False
         hint.enter(judged)
         left = f"{way.end[0] / way.begin[0]:.2g} of the distance to it is left after {way.time[0]:.0f} time units"
@@ -132,16 +127,20 @@ class MovingJudge:
         own = part_of(part, rows)
         at = torch.tensor([samples[r] for r in rows])
         late = settle(own, steps, start=settling.z[at], tol=settling.tol)
-        there, least = roots[torch.tensor(rows)], least_size(own)
-        begun, distance = (relative_size(z - there, there, least).double() for z in (settling.z[at], late.z))
+        there = roots[torch.tensor(rows)]
+        begun, distance = (_distance(own, z, there).double() for z in (settling.z[at], late.z))
         # over the whole stretch: within a turn of a non-normal pair the distance rises and falls
         measured = (torch.log(distance / begun) / steps).cpu().numpy()
         still = []
         for k, row in enumerate(rows):
             mode = f"slowest multiplier {math.exp(rates[k]):.6f} a step"
             if late.status[k] is Status.CONVERGED and float(distance[k]) > 1e-2:
-                why = f"it settles after {int(late.steps[k])} more steps, on another root"
-                judged[row].decide(Verdict.SLOW, Confidence.OBSERVED, why=why)
+                seen = view_roots(part_of(own, [k]), late.z[k : k + 1], generator=self.generator)
+                if seen.standing() == [Standing.STABLE]:
+                    why = f"it settles after {int(late.steps[k])} more steps, on another stable root"
+                    judged[row].decide(Verdict.SLOW, Confidence.OBSERVED, why=why)
+                else:
+                    judged[row].undetermined("it settles on another root than the one found, which is not stable")
             elif late.status[k] is Status.CONVERGED:
                 why = f"{mode}; it settles after {int(late.steps[k])} more steps"
                 judged[row].decide(Verdict.SLOW, Confidence.CONFIRMED, why=why)
@@ -234,3 +233,13 @@ class MovingJudge:
             f"4 a c - b^2 = {-fold.discriminant:.2e} > 0, a passage of {fold.passage:.0f} time units"
         )
         return Hint("ghost", why, fold.passage, complex(fold.linear, 0.0))
+
+
+def _distance(system: System, z: Tensor, root: Tensor) -> Tensor:
+    """Return the distance to a root relative to it ``[sample]``; the largest of the tokens', each by its own size."""
+    if system.structure.token_axis != 1 or z.ndim < 3:
+        return relative_size(z - root, root, least_size(system))
+    norm = torch.linalg.vector_norm
+    least = SMALLEST * norm(system.initial_state().detach().flatten(2), dim=2)
+    off = norm((z - root).flatten(2), dim=2)
+    return torch.where(off == 0, 0.0, off / norm(root.flatten(2), dim=2).maximum(least)).amax(1)

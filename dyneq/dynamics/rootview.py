@@ -1,5 +1,6 @@
 """What the linearisation at roots says of stability, block by block, with its errors."""
 
+import enum
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,21 @@ RESOLUTION = {torch.float64: 1e-6, torch.float32: 1e-3}
 LEAST_RATE = 0.1
 
 Array = NDArray[np.float64]
+
+
+class Standing(enum.StrEnum):
+    """Which side of stability a root is on."""
+
+    STABLE = "stable"
+    """Flow and step (or the map) return to it."""
+    STEP = "step"
+    """The flow returns, the step does not."""
+    UNSTABLE = "unstable"
+    """The flow (or the map) leaves it."""
+    BOUNDARY = "boundary"
+    """On the boundary within what the errors allow to resolve."""
+    UNKNOWN = "unknown"
+    """An eigenvalue that could decide has no known error."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +91,30 @@ class RootView:
         with np.errstate(divide="ignore", invalid="ignore"):
             moved = 2 * self.critical.error / (size * (size - self.critical.error))
         return np.where(self.critical.error < size, moved, np.nan)
+
+    def standing(self) -> list["Standing"]:
+        """Return how each sample's root stands, all of its blocks together."""
+        flow, stepped = self.flow_side(), self.map_side()
+        error = self.largest.error + self.rightmost.error
+        found = []
+        for i in range(len(flow)):
+            open_ = (flow[i] == 0) | (stepped[i] == 0)
+            if (flow[i] > 0).any():
+                found.append(Standing.UNSTABLE)
+            elif (stepped[i] > 0).any():
+                found.append(Standing.STEP)
+            elif not open_.any():
+                found.append(Standing.STABLE)
+            else:
+                found.append(Standing.BOUNDARY if np.isfinite(error[i][open_]).all() else Standing.UNKNOWN)
+        return found
+
+    def neutral(self, sample: int) -> bool:
+        """Return whether the deciding eigenvalue of a sample is real and not told from 0."""
+        block = int(np.argmax(self.rightmost.mu[sample].real if self.flow else self.radius[sample]))
+        leading = self.rightmost if self.flow else self.largest
+        mu, error = leading.mu[sample, block], leading.error[sample, block]
+        return bool(mu.imag == 0 and np.isfinite(error) and abs(mu) - error <= self.margin[sample, block])
 
     def flow_side(self) -> NDArray[np.int8]:
         """Return 1 where the flow leaves the root, -1 where it returns, 0 where that is not resolved."""

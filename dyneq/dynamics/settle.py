@@ -74,7 +74,7 @@ def settle(
     """
     z = (system.initial_state() if start is None else start).detach().clone()
     samples, tol = z.shape[0], default_tolerance(z.dtype) if tol is None else tol
-    window = max(2, min(window, depth))
+    window = max(1, min(window, depth))
     status = [Status.MAX_STEPS] * samples
     steps = torch.zeros(samples, dtype=torch.int64)
     residual, halves = z.new_zeros(samples), z.new_zeros(samples, 2)
@@ -90,10 +90,11 @@ def settle(
         z[alive] = relaxed.z
         steps[alive.cpu()] = done
         residual[alive] = relaxed.residuals.force
-        for i, s in zip(alive.tolist(), relaxed.status, strict=True):
+        seen = _with_tokens(part, relaxed.z, relaxed.status, tol)
+        for i, s in zip(alive.tolist(), seen, strict=True):
             status[i] = s
         # a sample that diverges is left where it was seen to
-        left = torch.tensor([s is Status.MAX_STEPS for s in relaxed.status], device=z.device)
+        left = torch.tensor([s is Status.MAX_STEPS for s in seen], device=z.device)
         mean[alive], halves[alive] = relaxed.z, relaxed.residuals.force[:, None]
         alive = alive[left]
     if len(alive):
@@ -105,9 +106,23 @@ def settle(
         steps[alive.cpu()] = depth
         if token_halves is not None and token_peaks is not None:
             token_halves[alive] = token_peaks
-        for i, s in zip(alive.tolist(), judged.status, strict=True):
+        for i, s in zip(alive.tolist(), _with_tokens(part, end, judged.status, tol), strict=True):
             status[i] = s
     return Settling(z, status, steps, residual, mean, halves, token_halves, depth, window, tol)
+
+
+def _with_tokens(system: System, z: Tensor, status: list[Status], tol: float) -> list[Status]:
+    """Return the status of samples with tokens: converged only where every token is, relative to its own size.
+
+    Beside a large token the motion of a small one does not show in the residual of the sample.
+    """
+    if system.structure.token_axis != 1 or z.ndim < 3 or Status.CONVERGED not in status:
+        return status
+    size = torch.linalg.vector_norm(z.flatten(2), dim=2)
+    least = SMALLEST * torch.linalg.vector_norm(system.initial_state().detach().flatten(2), dim=2)
+    own = torch.linalg.vector_norm(system.force(z).flatten(2), dim=2)
+    quiet = ((own == 0) | (own <= tol * size.maximum(least))).all(1).tolist()
+    return [Status.MAX_STEPS if s is Status.CONVERGED and not q else s for s, q in zip(status, quiet, strict=True)]
 
 
 def _observe(system: System, z: Tensor, window: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from dyneq.dynamics.attractor import Attractor, AttractorKind, classify_attractors
+from dyneq.dynamics.escape import enter_escape, escapes
 from dyneq.dynamics.judgement import Judgement, part_of, show
+from dyneq.dynamics.rootview import Standing, view_roots
 from dyneq.dynamics.settle import settle
 from dyneq.dynamics.status import Status
 from dyneq.dynamics.verdict import Confidence, Verdict
@@ -20,8 +22,18 @@ LEAST_WATCH = 1000
 #: Periods that name a cycle, with some to spare.
 ENOUGH = 16
 
-#: Ends that a passage past a fold can have.
-_LEAVING = (AttractorKind.SLOW, AttractorKind.FIXED_POINT, AttractorKind.DIVERGED)
+#: The verdict on what is no rest and no escape.
+_NAMED = {
+    AttractorKind.CYCLE: Verdict.LIMIT_CYCLE,
+    AttractorKind.TORUS: Verdict.TORUS,
+    AttractorKind.CHAOS: Verdict.CHAOS,
+}
+#: How many times smaller the step is at which a motion has to be the same.
+SMALLER = 4
+#: Relative differences of period and amplitude up to which two cycles at different steps are the same one.
+SAME_PERIOD, SAME_AMPLITUDE = 0.25, 0.5
+#: A trajectory this near to a periodic orbit, in amplitudes of it, is on it.
+ON_ORBIT = 0.2
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ class Watcher:
         z: Tensor,
         rows: list[int],
         judged: list[Judgement],
-        unstable: set[int],
+        standings: dict[int, Standing],
         hints: dict[int, Hint],
     ) -> None:
         """Give verdicts to samples that move and whose roots do not explain it away.
@@ -76,30 +88,61 @@ class Watcher:
             z: Their states.
             rows: Which of them to name.
             judged: Judgements of the rows of ``part``; changed in place.
-            unstable: Rows whose root is unstable, for the flow or the map.
+            standings: How the root of a row stands; none where no root was found.
             hints: For some rows what speaks for a fold.
         """
         own, at = part_of(part, rows), torch.tensor(rows)
         found, watched = self._watched(own, z[at])
         for k, row in enumerate(rows):
             self._enter(judged[row], found[k])
-        doubted = [
-            k
-            for k, row in enumerate(rows)
-            if self.flow
-            and (row not in unstable or found[k].kind in (AttractorKind.CHAOS, AttractorKind.DIVERGED))
-            and found[k].kind in (AttractorKind.CYCLE, AttractorKind.TORUS, AttractorKind.CHAOS, AttractorKind.DIVERGED)
-        ]
+        doubted = [k for k, a in enumerate(found) if self.flow and a.kind in _NAMED and not _of_the_flow(a)]
         enough = max((_enough(found[k], watched[k]) for k in doubted), default=0)
-        confirmed = self._at_smaller_step(own, z[at], doubted, enough)
+        smaller = self._at_smaller_step(own, z[at], doubted, enough)
+        gone = [k for k, a in enumerate(found) if a.kind is AttractorKind.DIVERGED]
+        lost = dict(zip(gone, escapes(part_of(own, gone), z[at[gone]]) if gone else [], strict=True))
+        rests = [k for k, a in enumerate(found) if a.kind is AttractorKind.FIXED_POINT]
+        stable = self._rests_on_stable(own, z[at], rests, max((watched[k] for k in rests), default=0))
         for k, row in enumerate(rows):
-            hint = hints.get(row)
-            if hint is not None and found[k].kind in _LEAVING:
+            hint, standing = hints.get(row), standings.get(row)
+            leaves = found[k].kind in (AttractorKind.SLOW, AttractorKind.FIXED_POINT, AttractorKind.DIVERGED)
+            if hint is not None and leaves:
                 hint.enter(judged[row])
                 continue
             if hint is not None:
                 judged[row].against.append(f"{hint.why}, but the state was not seen to come to rest or to leave")
-            self._name(judged[row], found[k], row in unstable, confirmed.get(k))
+            if k in lost:
+                enter_escape(judged[row], lost[k], Confidence.OBSERVED, self.flow)
+            elif k in rests:
+                self._rest(judged[row], stable[k])
+            elif found[k].kind is AttractorKind.SLOW:
+                self._decays(judged[row], standing)
+            elif found[k].kind in _NAMED:
+                self._name(judged[row], found[k], standing, smaller.get(k))
+            else:
+                judged[row].undetermined("what it moves on could not be named")
+
+    def _rests_on_stable(self, own: System, z: Tensor, rows: list[int], steps: int) -> dict[int, bool]:
+        """Return for rows that come to rest whether it is on a root that is stable by its spectrum."""
+        if not rows:
+            return {}
+        part, at = part_of(own, rows), torch.tensor(rows)
+        late = settle(part, 2 * steps, start=z[at])
+        stands = view_roots(part, late.z, generator=self.generator).standing()
+        settled = [s is Status.CONVERGED for s in late.status]
+        return {row: settled[k] and stands[k] is Standing.STABLE for k, row in enumerate(rows)}
+
+    def _rest(self, judged: Judgement, stable: bool) -> None:
+        if stable:
+            why = "it settles within the steps watched, on a root that is stable by its spectrum"
+            judged.decide(Verdict.SLOW, Confidence.OBSERVED, why=why)
+        else:
+            judged.undetermined("it comes to rest, but not on a root whose spectrum is known to be stable")
+
+    def _decays(self, judged: Judgement, standing: Standing | None) -> None:
+        if standing is Standing.STABLE:
+            judged.decide(Verdict.SLOW, Confidence.OBSERVED, why="it still decays, and the root found is stable")
+        else:
+            judged.undetermined("it still decays, but to no root that is known to be stable")
 
     def _watched(self, own: System, z: Tensor) -> tuple[list[Attractor], list[int]]:
         """Return what every row moves on and the steps it was watched for: longer where fewer did not tell."""
@@ -128,65 +171,61 @@ class Watcher:
         judged.supports += found.evidence
         judged.against += found.against
 
-    def _at_smaller_step(
-        self, own: System, z: Tensor, rows: list[int], watched: int
-    ) -> dict[int, tuple[AttractorKind | None]]:
-        """Return what the doubted rows move on at a quarter of the step; (None,) where they settle."""
+    def _at_smaller_step(self, own: System, z: Tensor, rows: list[int], watched: int) -> dict[int, Attractor | None]:
+        """Return what the doubted rows move on at a quarter of the step; None where they settle."""
         if not rows:
             return {}
         part, at = part_of(own, rows), torch.tensor(rows)
-        smaller = part.with_eps(part.eps / 4)
+        smaller = part.with_eps(part.eps / SMALLER)
         late = settle(smaller, 2 * watched, start=z[at])
-        still = late.where(Status.MAX_STEPS)
-        ends = {Status.CONVERGED: None, Status.DIVERGED: AttractorKind.DIVERGED}
-        seen: dict[int, tuple[AttractorKind | None]] = {
-            row: (ends.get(late.status[k], AttractorKind.UNDETERMINED),) for k, row in enumerate(rows)
-        }
+        seen: dict[int, Attractor | None] = dict.fromkeys(rows)
+        still = [k for k, s in enumerate(late.status) if s is not Status.CONVERGED]
         if still:
+            finite = torch.isfinite(late.z).view(len(rows), -1).all(1)
+            begin = torch.where(finite.view(-1, *[1] * (z.ndim - 1)), late.z, z[at])
             again = classify_attractors(
-                part_of(smaller, still), late.z[torch.tensor(still)], steps=4 * watched, generator=self.generator
+                part_of(smaller, still), begin[torch.tensor(still)], steps=4 * watched, generator=self.generator
             )
-            seen |= {rows[k]: (a.kind,) for k, a in zip(still, again, strict=True)}
+            seen |= {rows[k]: a for k, a in zip(still, again, strict=True)}
         return seen
 
-    def _name(
-        self, judged: Judgement, found: Attractor, unstable: bool, smaller: tuple[AttractorKind | None] | None
-    ) -> None:
-        """Give the verdict on what a sample moves on.
+    def _name(self, judged: Judgement, found: Attractor, standing: Standing | None, smaller: Attractor | None) -> None:
+        """Give the verdict on a cycle, torus or chaos.
 
         Args:
             judged: Where it is entered.
             found: What it moves on.
-            unstable: Whether the root is unstable for the flow (or the map), so that nothing else was to be expected.
-            smaller: What it moves on at a quarter of the step (None: it settles); None if that was not asked.
+            standing: How the root stands; None where none was found.
+            smaller: What it moves on at a quarter of the step, None where it settles there or that was not asked.
         """
-        named = {
-            AttractorKind.CYCLE: Verdict.LIMIT_CYCLE,
-            AttractorKind.TORUS: Verdict.TORUS,
-            AttractorKind.CHAOS: Verdict.CHAOS,
-            AttractorKind.DIVERGED: Verdict.DIVERGED,
-        }
-        if found.kind in (AttractorKind.FIXED_POINT, AttractorKind.SLOW):
-            judged.decide(Verdict.SLOW, Confidence.OBSERVED, why="it still decays, or settles within the steps watched")
-        elif found.kind not in named:
-            judged.undetermined("what it moves on could not be named")
-        elif smaller == (None,):
-            if unstable:
-                judged.undetermined("at a quarter of the step it settles, though the root found is unstable")
-            else:
-                why = "at a quarter of the step, from the same state, it settles: Euler's step makes the motion"
-                judged.decide(Verdict.DISCRETE_INSTABILITY, Confidence.OBSERVED, "coexisting", why)
-        elif smaller is not None and smaller != (found.kind,):
-            other = smaller[0].value if smaller[0] is not None else "a fixed point"
-            judged.undetermined(f"at a quarter of the step it moves on something else ({other})")
-        else:
-            if smaller is not None:
-                judged.supports.append("it does the same at a quarter of the step")
-            if unstable:
-                judged.supports.append(f"the root it left is unstable ({show(judged.mu)})")
-            confidence = Confidence.CONFIRMED if unstable else Confidence.OBSERVED
-            kind = self._crossing(judged.mu) if unstable and found.kind is AttractorKind.CYCLE else ""
-            judged.decide(named[found.kind], confidence, kind)
+        unstable = standing is Standing.UNSTABLE
+        if not self.flow:
+            lock = found.first is not None and found.first.lock > 0
+            if found.kind is AttractorKind.CYCLE and lock and found.orbit is None:
+                judged.undetermined(
+                    "it seems to repeat itself, but Newton's method finds no such orbit: intermittency?"
+                )
+                return
+        elif not _of_the_flow(found):
+            if smaller is None:
+                if unstable:
+                    judged.undetermined("at a quarter of the step it settles, though the root found is unstable")
+                else:
+                    why = "at a quarter of the step, from the same state, it settles: Euler's step makes the motion"
+                    judged.decide(Verdict.DISCRETE_INSTABILITY, Confidence.OBSERVED, "coexisting", why)
+                return
+            if not _alike(found, smaller):
+                judged.undetermined(f"at a quarter of the step it does something else ({smaller.kind.value})")
+                return
+            judged.supports.append("it does the same at a quarter of the step")
+        if found.kind is AttractorKind.CHAOS and standing in (Standing.STABLE, Standing.STEP):
+            judged.undetermined("the root found is stable for the flow: the chaos may be a transient, or Euler's")
+            return
+        if unstable:
+            judged.supports.append(f"the root it left is unstable ({show(judged.mu)})")
+        confidence = Confidence.CONFIRMED if unstable else Confidence.OBSERVED
+        kind = self._crossing(judged.mu) if unstable and found.kind is AttractorKind.CYCLE else ""
+        judged.decide(_NAMED[found.kind], confidence, kind)
 
     def _crossing(self, mu: complex) -> str:
         """Return how an unstable pair crosses the boundary of stability."""
@@ -199,3 +238,19 @@ def _enough(found: Attractor, otherwise: int) -> int:
     """Return the steps that hold enough periods to name a cycle, ``otherwise`` where no period is seen."""
     known = math.isfinite(found.period_steps) and found.period_steps > 0
     return min(otherwise, math.ceil(ENOUGH * found.period_steps)) if known else otherwise
+
+
+def _of_the_flow(found: Attractor) -> bool:
+    """Return whether shooting found the cycle in the flow itself, from a state that the flow had come to."""
+    return bool(found.of_the_flow and found.orbit is not None and found.orbit.distance <= ON_ORBIT)
+
+
+def _alike(first: Attractor, second: Attractor) -> bool:
+    """Return whether a motion is the same at a smaller step: of one kind, a cycle of like period and amplitude."""
+    if first.kind is not second.kind:
+        return False
+    if first.kind is not AttractorKind.CYCLE:
+        return True
+    period = second.period_steps / SMALLER / first.period_steps
+    size = second.amplitude / first.amplitude
+    return abs(period - 1) <= SAME_PERIOD and abs(math.log(size)) <= math.log1p(SAME_AMPLITUDE)

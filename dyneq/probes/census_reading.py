@@ -40,14 +40,21 @@ class Overall:
 
 
 def overall(ds: xr.Dataset) -> Overall:
-    """Return the checkpoint's verdict: the worst cause that at least two samples support, or one of fewer than 8."""
+    """Return the checkpoint's verdict: the worst cause that at least two samples support, or one of fewer than 8.
+
+    Undetermined where two or more samples have worse causes, each its own.
+    """
     given = [Verdict.of(str(v)) for v in ds["verdict"].values]
     total, needed = len(given), 1 if len(given) < SMALL else 2
     worst_first = sorted(set(given), key=lambda v: -v.severity)
     samples = {v: [i for i, w in enumerate(given) if w is v] for v in worst_first}
     enough = [v for v in worst_first if len(samples[v]) >= needed]
-    # with every verdict given once there is no second witness for any of them
-    return Overall(enough[0] if enough else Verdict.UNDETERMINED, samples, total, needed)
+    verdict = enough[0] if enough else Verdict.UNDETERMINED
+    # samples that each say something worse, no two the same, have no second witness but cannot be passed over
+    alone = sum(len(samples[v]) for v in worst_first if v.severity > verdict.severity)
+    if alone >= max(needed, 2) and verdict.severity < Verdict.UNDETERMINED.severity:
+        verdict = Verdict.UNDETERMINED
+    return Overall(verdict, samples, total, needed)
 
 
 def headline(ds: xr.Dataset) -> str:

@@ -209,6 +209,82 @@ def _reference(name: str, batch: int) -> Case:
     )
 
 
+def hidden_saddle(seed: int) -> System:
+    """A state at rest on a root of 100 dimensions of which one, of rate 0.02, leads away."""
+    centre = torch.ones(100, dtype=torch.float64)
+    centre[0] = 0
+
+    def rhs(z: Tensor) -> Tensor:
+        w = z - centre
+        return torch.cat([0.02 * w[..., :1] - w[..., :1] ** 3, -w[..., 1:]], dim=-1)
+
+    return from_ode(rhs, torch.zeros(SAMPLES, 100, dtype=torch.float64), name="hidden saddle")
+
+
+def two_tokens(
+    rhs: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], first: list[float], second: list[float]
+) -> Callable[[int], System]:
+    """Return a causal flow of two tokens with two channels; ``rhs`` takes them as ``[..., channel]`` each."""
+
+    def make(seed: int) -> System:
+        z0 = torch.stack([start(seed, first, 1e-3), start(seed + 100, second, 0.05)], dim=1)
+        return from_ode(
+            lambda z: torch.stack(rhs(z[..., 0, :], z[..., 1, :]), dim=-2), z0, eps=0.05, token_axis=1, causal=True
+        )
+
+    return make
+
+
+def landau(z: Tensor, r: Tensor | float, nu: float) -> Tensor:
+    """Return the Stuart-Landau force on a plane."""
+    x, y = z.unbind(-1)
+    growth = r - x * x - y * y
+    return torch.stack([growth * x - nu * y, nu * x + growth * y], dim=-1)
+
+
+def _coexisting(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    x, y = b.unbind(-1)
+    square = x * x + y * y
+    growth = -(square - 0.25) * (square - 1)
+    return -0.0005 * (a - 1), torch.stack([growth * x - y, x + growth * y], dim=-1)
+
+
+def _lifted(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    u, v = a.unbind(-1)
+    return torch.stack([0.1 * u - 2 * u**3, -v], dim=-1), landau(b, -0.2 + 12 * u * u, 1.0)
+
+
+def _lowered(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    u, v = a.unbind(-1)
+    return torch.stack([0.1 * u - 2 * u**3, -v], dim=-1), landau(b, 0.2 - 12 * u * u, 1.0)
+
+
+def _rootless(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    w, v = b.unbind(-1)
+    return landau(a, 0.5, 2.0), torch.stack([0.01 - 4 * (a * a).sum(-1) + w * w, -v], dim=-1)
+
+
+def _beside_huge(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    return -(a - 1e7), landau(b, 0.5, 2.0)
+
+
+def _may_leonard(z: Tensor) -> Tensor:
+    x, y, w = z.unbind(-1)
+    a, b = 0.8, 1.3
+    return torch.stack([x * (1 - x - a * y - b * w), y * (1 - b * x - y - a * w), w * (1 - a * x - b * y - w)], dim=-1)
+
+
+def _subcritical(z: Tensor) -> Tensor:
+    x, y = z.unbind(-1)
+    return torch.stack([y, 0.02 * y + 40 * x * x * y * (1 - x * x) - x], dim=-1)
+
+
+def _jordan(seed: int) -> System:
+    matrix = torch.diag_embed(torch.full((24,), -0.1, dtype=torch.float64))
+    matrix += torch.diag_embed(torch.full((23,), 0.3, dtype=torch.float64), offset=1)
+    return analytic.LinearFlow(matrix, start(seed, [1.0] * 24, 0.5))
+
+
 def _case(name: str, kinds: str, make: Callable[[int], System], why: str, depth: int = 1000) -> Case:
     return Case(name, frozenset(kinds.split("|")), make, why, depth)
 
@@ -395,6 +471,81 @@ CASES = [
         "discrete-instability",
         lambda s: rotating_block(s, pull=20.0, eps=1.05),
         "all rates near -2: eps* near 1",
+    ),
+    # where a check by simulation or by linearisation alone would be wrong
+    _case("hidden saddle", "saddle", hidden_saddle, "mu = 0.02 in one of 100 dimensions, at rest there"),
+    _case(
+        "stiff beyond every step tried", "discrete-instability", _linear([-1.0 + 0.1j], [-1e4]), "planted: eps* 2e-4"
+    ),
+    _case("large root", "fixed-point|slow", _scalar(lambda z: -(z - 1e10), 0.0, 0.5), "mu = -1, root 1e10"),
+    _case("long transient", "fixed-point|slow", _jordan, "eigenvalue -0.1; grows by 1e8 before it returns"),
+    _case("blow-up without a fold", "diverged", _scalar(torch.exp, -7.0, 0.2), "z' = exp(z): no root anywhere"),
+    _case(
+        "overflow from afar", "discrete-instability", _scalar(lambda z: -(z**3) - 0.01 * z, 10.0, 0.5), "monotone flow"
+    ),
+    _case(
+        "scalar, large step",
+        "discrete-instability",
+        _scalar(lambda z: 60 * z * (1 - z * z) / (1 + z.abs() ** 3), 1.5, 0.5),
+        "a scalar flow has no cycles; its roots +-1 have mu = -60",
+    ),
+    _case(
+        "stiff cycle around a weak focus",
+        "limit-cycle",
+        lambda s: from_ode(_subcritical, start(s, [0.3, 0.0], 0.1), eps=0.1),
+        "bounded, its only root is unstable",
+    ),
+    _case(
+        "heteroclinic cycle",
+        "undetermined",
+        lambda s: from_ode(_may_leonard, start(s, [0.5, 0.3, 0.2], 0.05)),
+        "May and Leonard 1975: it visits three saddles for ever longer times",
+    ),
+    _case(
+        "logistic, r = 3", "slow", lambda s: analytic.Logistic(3.0, start(s, [0.4], 0.1)), "multiplier -1, a power law"
+    ),
+    _case(
+        "intermittency",
+        "chaos",
+        lambda s: analytic.Logistic(1 + math.sqrt(8) - 1e-9, start(s, [0.4], 0.1)),
+        "just before the window of period 3",
+    ),
+    _case(
+        "Lorenz, rho = 22",
+        "fixed-point|slow|discrete-instability",
+        lambda s: analytic.Lorenz(rho=22.0, z0=start(s, [3.0, 3.0, 9.0], 1.0), eps=0.01),
+        "stable roots below rho = 24.74; transient chaos",
+        2000,
+    ),
+    _case(
+        "two tokens, slow and cycling",
+        "limit-cycle",
+        two_tokens(_coexisting, [0.0, 0.0], [1.0, 0.0]),
+        "the circle r = 1",
+    ),
+    _case(
+        "two tokens, the first lifts the second",
+        "limit-cycle",
+        two_tokens(_lifted, [0.0, 0.0], [0.3, 0.0]),
+        "r = 0.4 in the end",
+    ),
+    _case(
+        "two tokens, the first calms the second",
+        "fixed-point|slow|saddle",
+        two_tokens(_lowered, [0.0, 0.0], [0.3, 0.0]),
+        "r = -0.4 in the end",
+    ),
+    _case(
+        "two tokens, the second follows",
+        "limit-cycle",
+        two_tokens(_rootless, [0.7, 0.0], [-1.0, 0.0]),
+        "token 0 circles",
+    ),
+    _case(
+        "a small token beside a huge one",
+        "limit-cycle",
+        two_tokens(_beside_huge, [1e7, 1e7], [0.7, 0.0]),
+        "token 1 circles",
     ),
     _reference("converges", 8),
     _reference("before", 8),

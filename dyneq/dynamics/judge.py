@@ -11,6 +11,7 @@ from dyneq.dynamics.escape import SHARE, enter_escape, escapes
 from dyneq.dynamics.judgement import Judgement, part_of, show
 from dyneq.dynamics.moving import PATIENCE, MovingJudge
 from dyneq.dynamics.residuals import least_size, relative_size, sample_norm
+from dyneq.dynamics.roots import find_root
 from dyneq.dynamics.rootview import Standing, view_roots
 from dyneq.dynamics.settle import Settling, settle
 from dyneq.dynamics.status import Status
@@ -171,6 +172,26 @@ class Judge:
         part = part_of(self.system, left)
         for i, seen in zip(left, escapes(part, part.initial_state()), strict=True):
             enter_escape(found[i], seen, Confidence.CONFIRMED, self.flow)
+        if self.flow:
+            self._stiff(part, left, found)
+
+    def _stiff(self, part: System, samples: list[int], found: list[Judgement]) -> None:
+        """Leave open what diverges at every step tried beside a root whose flow is stable but stiffer than that."""
+        depth = settle(part, 1)
+        roots = find_root(part, relaxation=depth.relaxation(part, list(range(len(samples)))), starts=("initial",))
+        good = [row for row, s in enumerate(roots.status) if s.good]
+        if not good:
+            return
+        view = view_roots(part_of(part, good), roots.z[torch.tensor(good)], generator=self.generator)
+        flow = view.flow_side().max(1)
+        for k, row in enumerate(good):
+            judged = found[samples[row]]
+            judged.see_root(view, k, float(roots.residual[row]))
+            if flow[k] < 0 and judged.critical_eps < part.eps / SHARE:
+                judged.undetermined(
+                    f"there is a root whose flow is stable; its critical step {judged.critical_eps:.2g} is below every "
+                    "step tried: relax with a smaller one"
+                )
 
     def _saved(self, part: System, late: Settling, samples: list[int], found: list[Judgement], share: int) -> None:
         """Judge samples that diverge at the step asked for but not at a smaller one."""

@@ -15,7 +15,7 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
@@ -29,6 +29,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/spectrum.py
 	$(BIN)/python benchmarks/catalog.py
 	$(BIN)/python benchmarks/workers.py
+	$(BIN)/python benchmarks/diagnose.py
+	$(BIN)/python benchmarks/verdicts.py
 
 reference: $(READY)
 	$(BIN)/python -m dyneq.train.reference

@@ -18,6 +18,8 @@ STEPS = 32000
 LOST = 1e16
 #: A state that stops being finite at less than this many times its size has met a force that is not finite.
 BLOWN = 1e6
+#: A state of this size is not ordinary whatever it began with.
+HUGE = 1e20
 #: The host looks once in this many steps.
 LOOK = 200
 
@@ -59,7 +61,7 @@ def escapes(system: System, z: Tensor) -> list[Escape]:
         if n % LOOK == 0 and not bool(alive.any()):
             break
     found = []
-    for still, grown in zip(alive.tolist(), (last > BLOWN * size).tolist(), strict=True):
+    for still, grown in zip(alive.tolist(), ((last > BLOWN * size) | (last > HUGE)).tolist(), strict=True):
         found.append(Escape.OPEN if still else Escape.LOST if grown else Escape.NOT_FINITE)
     return found
 

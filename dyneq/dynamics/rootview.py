@@ -17,6 +17,8 @@ from dyneq.systems.protocol import System, Time
 #: Eigenvalues closer to the boundary than this share of the spectrum's scale decide nothing: at a double root the root
 #: itself is only known to the square root of the rounding.
 RESOLUTION = {torch.float64: 1e-6, torch.float32: 1e-3}
+#: An eigenvalue whose error is above this many margins is not known well enough to be called on the boundary.
+RESOLVED = 10.0
 #: The scale is at least that of a multiplier this far from 1.
 LEAST_RATE = 0.1
 
@@ -106,7 +108,8 @@ class RootView:
             elif not open_.any():
                 found.append(Standing.STABLE)
             else:
-                found.append(Standing.BOUNDARY if np.isfinite(error[i][open_]).all() else Standing.UNKNOWN)
+                known = error[i][open_] <= RESOLVED * self.margin[i][open_]  # false where it is NaN
+                found.append(Standing.BOUNDARY if known.all() else Standing.UNKNOWN)
         return found
 
     def neutral(self, sample: int) -> bool:
@@ -114,7 +117,8 @@ class RootView:
         block = int(np.argmax(self.rightmost.mu[sample].real if self.flow else self.radius[sample]))
         leading = self.rightmost if self.flow else self.largest
         mu, error = leading.mu[sample, block], leading.error[sample, block]
-        return bool(mu.imag == 0 and np.isfinite(error) and abs(mu) - error <= self.margin[sample, block])
+        margin = self.margin[sample, block]
+        return bool(mu.imag == 0 and error <= RESOLVED * margin and abs(mu) - error <= margin)
 
     def flow_side(self) -> NDArray[np.int8]:
         """Return 1 where the flow leaves the root, -1 where it returns, 0 where that is not resolved."""

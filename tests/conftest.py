@@ -1,5 +1,10 @@
 """Settings every test shares."""
 
+import os
+
+# Before torch is imported, and for every process a test starts: two processes of two threads each crawl on two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

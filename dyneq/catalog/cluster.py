@@ -96,14 +96,21 @@ class _ClusterLane(Lane):
             self._look_at = time.monotonic() + _LOOK
         return self.held < self._room
 
+    def _lost(self, why: str) -> DyneqError:
+        return DyneqError(
+            f"the connection to the scheduler at {self._address!r} was lost ({why}); what was finished is kept, run "
+            "again to go on"
+        )
+
+    def check(self) -> None:
+        if self._client.status in ("closing", "closed"):
+            raise self._lost("the client gave it up")
+
     def submit(self, packed: bytes) -> "Future[bytes]":
         try:
             future = self._executor.submit(answer, packed, *self._prepare)
         except Exception as error:
-            raise DyneqError(
-                f"the connection to the scheduler at {self._address!r} was lost ({first_line(error)}); what was "
-                "finished is kept, run again to go on"
-            ) from error
+            raise self._lost(first_line(error)) from error
         self.held += 1
         return future
 
@@ -117,6 +124,10 @@ class _ClusterLane(Lane):
             return future.result()
         except KilledWorker as error:
             raise WorkerDied(f"{error.allowed_failures + 1} workers died of it") from error
+        except Exception as error:
+            if self._client.status == "running":
+                raise
+            raise TaskDropped(f"the connection to the scheduler was lost ({first_line(error)})") from error
 
     def kill(self) -> None:
         with contextlib.suppress(Exception):  # where the connection is lost there is nothing to cancel

@@ -58,6 +58,14 @@ class Lane(ABC):
     def free(self) -> bool:
         """Return whether another task may be submitted."""
 
+    def check(self) -> None:
+        """Verify that what is held can still be answered; asked when nothing has been for a while.
+
+        Raises:
+            DyneqError: If it cannot: nothing would ever come, and waiting would not end.
+        """
+        return None
+
     @abstractmethod
     def submit(self, packed: bytes) -> "Future[bytes]":
         """Have ``answer(packed, ...)`` computed by a worker.
@@ -197,7 +205,8 @@ def _drive(
         try:
             future = finished.get(timeout=_PULSE)
         except Empty:
-            for lane in lanes:  # a cluster may have grown
+            for lane in lanes:  # a cluster may have grown, or gone without a word on what it held
+                lane.check()
                 fill(lane)
             continue
         index, lane = running.pop(future)

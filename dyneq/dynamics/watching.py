@@ -9,6 +9,7 @@ from torch import Tensor
 from dyneq.dynamics.attractor import Attractor, AttractorKind, classify_attractors
 from dyneq.dynamics.escape import enter_escape, escapes
 from dyneq.dynamics.judgement import Judgement, part_of, show
+from dyneq.dynamics.roots import STARTS, find_root
 from dyneq.dynamics.rootview import Standing, view_roots
 from dyneq.dynamics.settle import settle
 from dyneq.dynamics.status import Status
@@ -19,6 +20,8 @@ from dyneq.systems.protocol import System, Time
 WATCH = 24000
 #: Least of these, where fewer would show nothing.
 LEAST_WATCH = 1000
+#: Places along a chaotic trajectory from which roots are looked for, and the steps between them.
+PLACES, APART = 4, 100
 #: Periods that name a cycle, with some to spare.
 ENOUGH = 16
 
@@ -102,6 +105,8 @@ class Watcher:
         lost = dict(zip(gone, escapes(part_of(own, gone), z[at[gone]]) if gone else [], strict=True))
         rests = [k for k, a in enumerate(found) if a.kind is AttractorKind.FIXED_POINT]
         stable = self._rests_on_stable(own, z[at], rests, max((watched[k] for k in rests), default=0))
+        chaotic = [k for k, a in enumerate(found) if a.kind is AttractorKind.CHAOS]
+        passing = {k for k in chaotic if self._passes_stable(part_of(own, [k]), z[at[k : k + 1]])}
         for k, row in enumerate(rows):
             hint, standing = hints.get(row), standings.get(row)
             leaves = found[k].kind in (AttractorKind.SLOW, AttractorKind.FIXED_POINT, AttractorKind.DIVERGED)
@@ -116,6 +121,8 @@ class Watcher:
                 self._rest(judged[row], stable[k])
             elif found[k].kind is AttractorKind.SLOW:
                 self._decays(judged[row], standing)
+            elif k in passing:
+                judged[row].undetermined("there is a stable root within its reach: the chaos may be a transient")
             elif found[k].kind in _NAMED:
                 self._name(judged[row], found[k], standing, smaller.get(k))
             else:
@@ -130,6 +137,21 @@ class Watcher:
         stands = view_roots(part, late.z, generator=self.generator).standing()
         settled = [s is Status.CONVERGED for s in late.status]
         return {row: settled[k] and stands[k] is Standing.STABLE for k, row in enumerate(rows)}
+
+    def _passes_stable(self, one: System, z: Tensor) -> bool:
+        """Return whether Newton's method finds a stable root from somewhere along a trajectory of one sample."""
+        for _ in range(PLACES):
+            late = settle(one, APART, window=APART, start=z)
+            z = late.z
+            relaxation = late.relaxation(one, [0])
+            roots = find_root(one, relaxation=relaxation, starts=STARTS, explore=True, generator=self.generator)
+            if not roots.status[0].good:
+                continue
+            for root in (roots.z, *(o.z[None] for o in roots.others)):
+                view = view_roots(one, root, generator=self.generator)
+                if view.flow_side().max() < 0:
+                    return True
+        return False
 
     def _rest(self, judged: Judgement, stable: bool) -> None:
         if stable:

@@ -35,6 +35,11 @@ _PROBES = {
     "nonnormality": "Transient growth, pseudospectra and what the numerical abscissa does not say.",
     "branches": "Norms of the branches against the input, attention entropy, q/k RMS.",
     "mixing": "How far a perturbation reaches, loss by position, causality leak.",
+    "triangulate": "Gradient estimators against exact references, by parameter group, with intervals.",
+    "navg": "Averaging over batches: bias and variance of an estimator, apart.",
+    "ablation": "One estimator over a grid of its parameters.",
+    "lrsweep": "What one step of several gradients does to the loss, over learning rates.",
+    "decompose": "The update split into task and penalty: who drives it?",
 }
 
 

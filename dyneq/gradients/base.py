@@ -4,6 +4,7 @@ L is the mean over samples of the system's loss at the end of its relaxation. Th
 F(z*) = 0, J = dF/dz at z*, g = dL/dz at z*.
 """
 
+import enum
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,24 @@ class EstimatorParams(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Mark(enum.StrEnum):
+    """Why a number that was computed should not be taken at its face value; each says what to do."""
+
+    FREE_NOT_CONVERGED = (
+        "the free phase has not converged, so the state is no root: relax longer (a larger t1), or refine it (t1_tol)"
+    )
+    OUTSIDE_LINEAR_RESPONSE = (
+        "the nudged states leave the window of linear response: nudge less (a smaller beta or r), or stop earlier (t2)"
+    )
+    NUDGE_NOT_SETTLED = (
+        "the nudged phase has not settled: nudge longer (a larger t2), or look at the spectrum there"
+    )
+    NUDGE_DIVERGED = "the nudged phase blew up: the corrected dynamics is unstable at this state, so use adjoint there"
+    ADJOINT_NOT_SOLVED = "the adjoint equation is not solved to its tolerance: give it more steps or products"
+    ADJOINT_SINGULAR = "the adjoint equation is singular to rounding: a root at a fold has no gradient"
+    CLAMPED = "the loss gradient was clamped for some tokens, which biases the estimate: raise or drop head_clamp"
+
+
 @dataclass(frozen=True)
 class Gradient:
     """An estimate of dL/dtheta with what it was read out from.
@@ -36,12 +55,17 @@ class Gradient:
         loss: Loss of each sample ``[sample]`` at that state, detached; L is its mean.
         diagnostics: Numbers per sample ``[sample]`` by name. Every estimator gives ``force_residual``,
             norm(F)/norm(z) at :attr:`state`.
+        marks: For every reservation that applies to a sample at all, which samples it applies to, bool ``[sample]``.
+            Nothing is repaired: a marked number is what was computed.
+        cost: What it took, in forces on the whole batch (a product with J or J^T counts as one).
     """
 
     parameters: Grouped
     state: Tensor
     loss: Tensor
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    marks: dict[Mark, Tensor] = field(default_factory=dict)
+    cost: float | None = None
 
 
 class Estimator(ABC):

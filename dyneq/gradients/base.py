@@ -36,9 +36,7 @@ class Mark(enum.StrEnum):
     OUTSIDE_LINEAR_RESPONSE = (
         "the nudged states leave the window of linear response: nudge less (a smaller beta or r), or stop earlier (t2)"
     )
-    NUDGE_NOT_SETTLED = (
-        "the nudged phase has not settled: nudge longer (a larger t2), or look at the spectrum there"
-    )
+    NUDGE_NOT_SETTLED = "the nudged phase has not settled: nudge longer (a larger t2), or look at the spectrum there"
     NUDGE_DIVERGED = "the nudged phase blew up: the corrected dynamics is unstable at this state, so use adjoint there"
     ADJOINT_NOT_SOLVED = "the adjoint equation is not solved to its tolerance: give it more steps or products"
     ADJOINT_SINGULAR = "the adjoint equation is singular to rounding: a root at a fold has no gradient"

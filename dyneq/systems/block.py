@@ -123,6 +123,7 @@ class BoundBlock(System):
         self.structure = Structure(token_axis=1, causal=block.causal)
         self.name = type(block).__name__
         self.has_loss = targets is not None
+        self.loss_terms = tokens.shape[1]
         # embedded now, after any weights were loaded: a cached x from before loading is a trap the log fell into
         self.x = block.embed(tokens)
 

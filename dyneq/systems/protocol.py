@@ -58,6 +58,8 @@ class System(ABC):
         time: Whether steps discretise a flow or are the dynamics themselves.
         eps: Step size of the relaxation z <- z + eps F(z); exactly 1 for a map.
         structure: Axes and causality of the state.
+        has_loss: Whether :meth:`loss` gives one.
+        loss_terms: How many terms a sample's loss is the mean of, such as its tokens; nudges use their sum.
     """
 
     name: str = "system"
@@ -65,6 +67,7 @@ class System(ABC):
     eps: float = 0.1
     structure: Structure = Structure()
     has_loss: bool = False
+    loss_terms: int = 1
 
     @abstractmethod
     def force(self, z: Tensor, context: Tensor | None = None) -> Tensor:
@@ -262,7 +265,7 @@ class _Selected(System):
             )
         self.parent, self.indices = parent, samples
         self.name, self.time, self.eps, self.structure = parent.name, parent.time, parent.eps, parent.structure
-        self.has_loss = parent.has_loss
+        self.has_loss, self.loss_terms = parent.has_loss, parent.loss_terms
         self._z0 = parent.initial_state()
 
     def _embed(self, z: Tensor) -> Tensor:

@@ -60,10 +60,13 @@ def _origin(ds: xr.Dataset, kind: np.ndarray) -> list[Finding]:
     made, own = np.nonzero(cycles & (flow == 0))[0], np.nonzero(cycles & (flow == 1))[0]
     eps = float(ds.attrs["eps"])
     if len(made):
-        text = f"the cycles of {_some(made, len(kind))} are made by the step eps={eps:g}: without its error they rest"
+        cycles_of = f"{'cycle' if len(made) == 1 else 'cycles'} of {_some(made, len(kind))}"
+        verb = "is" if len(made) == 1 else "are"
+        text = f"the {cycles_of} {verb} made by the step eps={eps:g}: without its error the state rests"
         found.append(Finding("warning", f"{text}; relax with a smaller eps (dyneq epsilon)"))
     if len(own):
-        text = f"the cycles of {_some(own, len(kind))} are there in the flow too: no step size removes them"
+        cycles_of = f"{'cycle' if len(own) == 1 else 'cycles'} of {_some(own, len(kind))}"
+        text = f"no step size removes the {cycles_of}, also there in the flow"
         ratio = ds["orbit_amplitude"].values[own]
         if (np.abs(ratio - 1) > 0.1).any():
             low, high = f"{ratio.min():.2f}", f"{ratio.max():.2f}"

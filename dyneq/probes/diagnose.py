@@ -148,7 +148,7 @@ _FURTHER: dict[Verdict, Callable[[list[int], DiagnoseParams], Stage]] = {
         "cycle",
         {"depth": p.depth, "steps": p.watch, "seed": p.seed},
         which[:2],
-        "the cause is open: a longer record",
+        "the cause is open: the motion of the whole sample is recorded and named",
     ),
     Verdict.ABSORBED: lambda which, p: Stage("branches", {}, which, "which branch the state no longer feels"),
     Verdict.DIVERGED: lambda which, p: Stage("branches", {"depth": (0,)}, which, "which branch is large at the start"),

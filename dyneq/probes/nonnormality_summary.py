@@ -180,7 +180,7 @@ def _sensitive(ds: xr.Dataset) -> list[Finding]:
     text = (
         f"{block_name(row)}: a change of its J of norm {size:g} ({100 * size / float(row['block_norm']):.2g}% of its "
         f"norm) in the worst direction, complex ones allowed, moves its rightmost eigenvalue from "
-        f"{float(row['block_abscissa']):+.3g} to {alpha[block, level]:+.3g}: its stability has no more margin than that"
+        f"{float(row['block_abscissa']):+.3g} to {alpha[block, level]:+.3g}: so little can destabilise it"
     )
     return [Finding("fact", text)]
 

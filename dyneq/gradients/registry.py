@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import AliasChoices, ValidationError
 
 from dyneq import plugins
 from dyneq.errors import UsageError, nearest
@@ -51,7 +51,7 @@ def split(spec: str) -> tuple[str, dict[str, Any]]:
         if not equals or not key or not value:
             raise UsageError(
                 f"the gradient {spec!r} should read name, nameN or name:key=value,key=value, but {part!r} in it is no "
-                "key=value pair; write it like adjoint:steps=40,relaxation=60"
+                "key=value pair; write it like adjoint:steps=40,t1=60"
             )
         if key in options:
             raise UsageError(f"the gradient {spec!r} sets its option {key!r} twice; keep one of the two")
@@ -66,7 +66,7 @@ def build(name: str, options: Mapping[str, Any]) -> Estimator:
     Raises:
         UsageError: If the estimator, an option or a value is unknown.
     """
-    estimator = _load(name)
+    estimator, options = _load(name), canonical(name, options)
     unknown = sorted(options.keys() - estimator.Params.model_fields.keys())
     if unknown:
         raise UsageError(
@@ -76,6 +76,25 @@ def build(name: str, options: Mapping[str, Any]) -> Estimator:
         return estimator(estimator.Params(**options))
     except ValidationError as error:
         raise UsageError(f"the gradient {name!r} cannot take these options: {describe(error)}") from None
+
+
+def canonical(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options under their present names: some are also accepted, and stored, under an older one.
+
+    Raises:
+        UsageError: If there is no such estimator, or an option is given under both names.
+    """
+    present: dict[str, str] = {}
+    for field, info in _load(name).Params.model_fields.items():
+        if isinstance(info.validation_alias, AliasChoices):
+            present |= {str(choice): field for choice in info.validation_alias.choices}
+    renamed: dict[str, Any] = {}
+    for key, value in options.items():
+        key = present.get(key, key)
+        if key in renamed:
+            raise UsageError(f"the gradient {name!r} sets its option {key!r} under two names; keep one of the two")
+        renamed[key] = value
+    return renamed
 
 
 def depth_option(name: str) -> str:

@@ -197,6 +197,8 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
         table = values.setdefault(section, {})
         if not isinstance(table, dict):
             raise UsageError(f"--set {assignment} needs a table [{section}] in the recipe, but it holds {table!r}")
+        if section == "gradient":
+            (name,) = registry.canonical(table.get("name", DEFAULT_GRADIENT), {name: value})
         values[section] = {**table, name: value}
     # the later of two statements of the depth wins: forget the other one
     depth = registry.depth_option(values["gradient"].get("name", DEFAULT_GRADIENT))
@@ -225,10 +227,10 @@ def _one_depth(values: Mapping[str, Any], origin: str) -> None:
 def _gradient_table(value: object) -> dict[str, Any]:
     if isinstance(value, str):
         name, options = registry.split(value)
-        return {"name": name, **options}
+        value = {"name": name, **options}
     if not isinstance(value, dict):
         raise UsageError(f"the gradient of a recipe should be a spec or a table with a name, but is {value!r}")
-    return dict(value)
+    return registry.canonical(value.get("name", DEFAULT_GRADIENT), value)
 
 
 def _block(values: dict[str, Any], origin: str) -> dict[str, Any]:

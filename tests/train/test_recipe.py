@@ -29,6 +29,10 @@ def test_overrides_apply_in_order_and_words_are_strings() -> None:
         (["gradient=adjoint:relaxation=70", "run.relaxation=80"], 80, 80),
         (["run.relaxation=80", "gradient.relaxation=70"], 70, 70),
         (["run.relaxation=80", "gradient.steps=5"], 80, 80),
+        (["run.relaxation=80", "gradient.t1=70"], 70, 70),
+        (["gradient.relaxation=80", "gradient.t1=70"], 70, 70),
+        (["gradient=adjoint:t1=70", "gradient.relaxation=80"], 80, 80),
+        (["gradient=adjoint:t1=70", "run.relaxation=80"], 80, 80),
     ],
 )
 def test_there_is_one_depth_and_the_later_statement_of_it_wins(

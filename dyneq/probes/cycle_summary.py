@@ -66,7 +66,8 @@ def _origin(ds: xr.Dataset, kind: np.ndarray) -> list[Finding]:
         found.append(Finding("warning", f"{text}; relax with a smaller eps (dyneq epsilon)"))
     if len(own):
         cycles_of = f"{'cycle' if len(own) == 1 else 'cycles'} of {_some(own, len(kind))}"
-        text = f"no step size removes the {cycles_of}, also there in the flow"
+        are, them = ("is", "it") if len(own) == 1 else ("are", "them")
+        text = f"the {cycles_of} {are} there in the flow too: no step size removes {them}"
         ratio = ds["orbit_amplitude"].values[own]
         if (np.abs(ratio - 1) > 0.1).any():
             low, high = f"{ratio.min():.2f}", f"{ratio.max():.2f}"

@@ -7,7 +7,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dyneq.errors import DyneqError, UsageError
+from dyneq.errors import DyneqError
+from dyneq.probes.axes import figure_of, panels
 from dyneq.probes.branches_summary import state_label
 
 #: Ratio of the largest to the smallest value from which the axis is logarithmic.
@@ -28,20 +29,13 @@ def plot_branches(ds: xr.Dataset, ax: Sequence[Axes] | None = None) -> Figure:
     """
     if "state_norm" not in ds or not np.isfinite(ds["state_norm"].values).any():
         raise DyneqError("no sample of this result had a state to measure branches at, so there is nothing to draw")
-    if ax is None:
-        figure = Figure(figsize=(11, 4.4), layout="constrained")
-        axes: Sequence[Axes] = figure.subplots(1, 2)
-    else:
-        axes = list(np.ravel(np.asarray(ax, dtype=object)))
-        if len(axes) != 2:
-            raise UsageError(f"a branches result is drawn on two axes, but {len(axes)} were given; pass a pair")
-        figure = axes[0].figure  # type: ignore[assignment]
+    axes = panels(ax, 2, (11, 4.4), "a branches result is")
     measured = np.flatnonzero(np.isfinite(ds["state_norm"].values).any(1))
     state = ds.isel(depth=int(measured[-1]))
     state = state.isel(sample=np.flatnonzero(np.isfinite(state["state_norm"].values)))
     _branches(state, axes[0])
     _attention(state, axes[1])
-    return figure
+    return figure_of(axes)
 
 
 def _branches(state: xr.Dataset, ax: Axes) -> None:

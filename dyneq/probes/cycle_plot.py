@@ -1,6 +1,5 @@
 """The figure of a cycle result: residual histories, the orbit of one sample, Floquet multipliers."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dyneq.errors import UsageError
+from dyneq.probes.axes import figure_of, panels
 
 #: One colour a kind, distinguishable without colour vision by their order of lightness.
 COLORS = {
@@ -32,18 +31,11 @@ def plot_cycle(ds: xr.Dataset, ax: Any = None) -> Figure:
     Raises:
         UsageError: If another number of axes is given.
     """
-    if ax is None:
-        figure = Figure(figsize=(14, 4.4), layout="constrained")
-        axes: Sequence[Axes] = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
-    else:
-        axes = list(np.ravel(np.asarray(ax, dtype=object)))
-        if len(axes) != 3:
-            raise UsageError(f"a cycle result is drawn on three axes, but {len(axes)} were given; pass three")
-        figure = axes[0].figure  # type: ignore[assignment]
+    axes = panels(ax, 3, (14, 4.4), "a cycle result is", (1.5, 1, 1))
     _histories(ds, axes[0])
     _orbit(ds, axes[1])
     _multipliers(ds, axes[2])
-    return figure
+    return figure_of(axes)
 
 
 def _histories(ds: xr.Dataset, ax: Axes) -> None:

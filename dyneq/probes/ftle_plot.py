@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from dyneq.errors import DyneqError, UsageError
+from dyneq.errors import DyneqError
+from dyneq.probes.axes import figure_of, panels
 from dyneq.probes.ftle_summary import unit
 
 _COLOURS = {"expanding": "#b2182b", "neutral": "#e08214", "contracting": "#2166ac"}
@@ -27,20 +28,13 @@ def plot_ftle(ds: xr.Dataset, ax: Sequence[Axes] | None = None) -> Figure:
     """
     if "history" not in ds or not np.isfinite(ds["exponent"].values).any():
         raise DyneqError("this result holds no finite exponents, so there is nothing to draw")
-    if ax is None:
-        figure = Figure(figsize=(11, 4.4), layout="constrained")
-        axes: Sequence[Axes] = figure.subplots(1, 2)
-    else:
-        axes = list(np.ravel(np.asarray(ax, dtype=object)))
-        if len(axes) != 2:
-            raise UsageError(f"exponents are drawn on two axes, but {len(axes)} were given; pass a pair")
-        figure = axes[0].figure  # type: ignore[assignment]
+    axes = panels(ax, 2, (11, 4.4), "exponents are")
     _history(ds, axes[0])
     if "token_exponent" in ds and ds.sizes["token"] > 1:
         _tokens(ds, axes[1])
     else:
         _exponents(ds, axes[1])
-    return figure
+    return figure_of(axes)
 
 
 def _history(ds: xr.Dataset, ax: Axes) -> None:

@@ -8,7 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dyneq.errors import UsageError
+from dyneq.probes.axes import figure_of, panels
 from dyneq.probes.knockout_summary import part_label
 
 #: Below the axes: crossings and folds may lie anywhere inside.
@@ -26,15 +26,10 @@ def plot_knockout(ds: xr.Dataset, ax: Sequence[Axes] | None = None) -> Figure:
     Raises:
         UsageError: If another number of axes is given.
     """
-    if ax is None:
-        axes: Any = Figure(figsize=(11, 5.0), layout="constrained").subplots(1, 2)
-    else:
-        axes = list(np.ravel(np.asarray(ax, dtype=object)))
-        if len(axes) != 2:
-            raise UsageError(f"a knockout is drawn on two axes, but {len(axes)} were given; pass a pair")
+    axes = panels(ax, 2, (11, 5.0), "a knockout is")
     _margins(ds, axes[0])
     _residuals(ds, axes[1])
-    return axes[0].figure
+    return figure_of(axes)
 
 
 def _margins(ds: xr.Dataset, ax: Axes) -> None:

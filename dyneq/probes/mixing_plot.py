@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from dyneq.errors import UsageError
+from dyneq.probes.axes import figure_of, panels
 
 _BLUE, _RED = "#2166ac", "#b2182b"
 
@@ -23,18 +23,11 @@ def plot_mixing(ds: xr.Dataset, ax: Sequence[Axes] | None = None) -> Figure:
     Raises:
         UsageError: If another number of axes is given.
     """
-    if ax is None:
-        figure = Figure(figsize=(14, 4.2), layout="constrained")
-        axes: Sequence[Axes] = figure.subplots(1, 3)
-    else:
-        axes = list(np.ravel(np.asarray(ax, dtype=object)))
-        if len(axes) != 3:
-            raise UsageError(f"a mixing result is drawn on three axes, but {len(axes)} were given; pass three")
-        figure = axes[0].figure  # type: ignore[assignment]
+    axes = panels(ax, 3, (14, 4.2), "a mixing result is")
     _profile(ds, axes[0])
     _coupling(ds, axes[1])
     _losses(ds, axes[2])
-    return figure
+    return figure_of(axes)
 
 
 def _profile(ds: xr.Dataset, ax: Axes) -> None:

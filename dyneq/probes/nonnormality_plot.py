@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dyneq.errors import DyneqError, UsageError
+from dyneq.errors import DyneqError
+from dyneq.probes.axes import figure_of, panels
 from dyneq.probes.nonnormality_summary import block_name
 
 
@@ -25,21 +26,14 @@ def plot_nonnormality(ds: xr.Dataset, ax: Sequence[Axes] | None = None) -> Figur
     """
     if "growth" not in ds:
         raise DyneqError("this result holds no Jacobian (no sample had a usable state), so there is nothing to draw")
-    if ax is None:
-        figure = Figure(figsize=(11.5, 5.6), layout="constrained")
-        axes: Sequence[Axes] = figure.subplots(1, 2)
-    else:
-        axes = list(np.ravel(np.asarray(ax, dtype=object)))
-        if len(axes) != 2:
-            raise UsageError(f"non-normality is drawn on two axes, but {len(axes)} were given; pass a pair")
-        figure = axes[0].figure  # type: ignore[assignment]
+    axes = panels(ax, 2, (11.5, 5.6), "non-normality is")
     if "sigma_min" in ds:
         _pseudospectrum(ds, axes[0])
     else:
         axes[0].text(0.5, 0.5, "blocks too large to be formed", ha="center", va="center")
         axes[0].set_axis_off()
     _growth(ds, axes[1])
-    return figure
+    return figure_of(axes)
 
 
 def _pseudospectrum(ds: xr.Dataset, ax: Axes) -> None:

@@ -8,7 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dyneq.errors import UsageError
+from dyneq.probes.axes import figure_of, panels
 
 _COLOURS = {
     "converged": "#2166ac",
@@ -31,17 +31,10 @@ def plot_residual(ds: xr.Dataset, ax: Sequence[Axes] | None = None) -> Figure:
     Raises:
         UsageError: If another number of axes is given.
     """
-    if ax is None:
-        figure = Figure(figsize=(11, 4.4), layout="constrained")
-        axes: Sequence[Axes] = figure.subplots(1, 2)
-    else:
-        axes = list(np.ravel(np.asarray(ax, dtype=object)))
-        if len(axes) != 2:
-            raise UsageError(f"a residual result is drawn on two axes, but {len(axes)} were given; pass a pair")
-        figure = axes[0].figure  # type: ignore[assignment]
+    axes = panels(ax, 2, (11, 4.4), "a residual result is")
     _residuals(ds, axes[0])
     _losses(ds, axes[1])
-    return figure
+    return figure_of(axes)
 
 
 def _depth_axis(ds: xr.Dataset, ax: Axes) -> Any:

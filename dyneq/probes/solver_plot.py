@@ -1,6 +1,5 @@
 """The figure of a solver result."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dyneq.errors import UsageError
+from dyneq.probes.axes import figure_of, panels
 
 _TARGETS = ("#9ecae1", "#4292c6", "#08306b")
 
@@ -23,17 +22,10 @@ def plot_solver(ds: xr.Dataset, ax: Any = None) -> Figure:
     Raises:
         UsageError: If another number of axes is given.
     """
-    if ax is None:
-        figure = Figure(figsize=(12, 1.8 + 0.3 * max(ds.sizes["solver"], 8)), layout="constrained")
-        axes: Sequence[Axes] = figure.subplots(1, 2, width_ratios=(3, 2))
-    else:
-        axes = list(np.ravel(np.asarray(ax, dtype=object)))
-        if len(axes) != 2:
-            raise UsageError(f"a solver result is drawn on two axes, but {len(axes)} were given; pass a pair")
-        figure = axes[0].figure  # type: ignore[assignment]
+    axes = panels(ax, 2, (12, 1.8 + 0.3 * max(ds.sizes["solver"], 8)), "a solver result is", (3, 2))
     _needed(ds, axes[0])
     _courses(ds, axes[1])
-    return figure
+    return figure_of(axes)
 
 
 def _colours(count: int) -> list[str]:

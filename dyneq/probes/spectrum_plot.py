@@ -10,7 +10,8 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from dyneq.errors import DyneqError, UsageError
+from dyneq.errors import DyneqError
+from dyneq.probes.axes import figure_of, panels
 from dyneq.probes.spectrum_summary import show, state_label, worst_pair
 
 
@@ -29,18 +30,11 @@ def plot_spectrum(ds: xr.Dataset, ax: Sequence[Axes] | None = None) -> Figure:
         raise DyneqError(
             "this spectrum holds no eigenvalues (no sample had a usable state), so there is nothing to draw"
         )
-    if ax is None:
-        figure = Figure(figsize=(11, 4.8), layout="constrained")
-        axes: Sequence[Axes] = figure.subplots(1, 2)
-    else:
-        axes = list(np.ravel(np.asarray(ax, dtype=object)))
-        if len(axes) != 2:
-            raise UsageError(f"a spectrum is drawn on two axes, but {len(axes)} were given; pass a pair")
-        figure = axes[0].figure  # type: ignore[assignment]
+    axes = panels(ax, 2, (11, 4.8), "a spectrum is")
     ds = ds.isel(depth=np.nonzero(np.isfinite(ds["spectral_radius"].values).any(1))[0])
     _multipliers(ds, axes[0])
     _map(ds.isel(depth=-1), axes[1])
-    return figure
+    return figure_of(axes)
 
 
 def _multipliers(ds: xr.Dataset, ax: Axes) -> None:

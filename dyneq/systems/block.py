@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dyneq.errors import DyneqError, UsageError
+from dyneq.systems.parts.continuation import cross_entropy
 from dyneq.systems.protocol import Product, Structure, System, Time
 
 
@@ -151,10 +152,10 @@ class BoundBlock(System):
         """
         if self.targets is None:
             raise DyneqError(f"{self.name} was bound without targets, so it has no loss; pass targets to bind()")
-        logits = self.block.logits(z)
-        return functional.cross_entropy(logits.flatten(0, 1), self.targets.flatten(), reduction="none").view(
-            self.targets.shape
-        )
+        logits, targets = self.block.logits(z).flatten(0, 1), self.targets.flatten()
+        if logits.is_complex():
+            return cross_entropy(logits, targets).view(self.targets.shape)
+        return functional.cross_entropy(logits, targets, reduction="none").view(self.targets.shape)
 
     def parameter_groups(self) -> dict[str, dict[str, Tensor]]:
         """Return the block's parameters by group."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dyneq.errors import DyneqError, UsageError, nearest
 from dyneq.systems.block import EquilibriumBlock
 from dyneq.systems.parts.attention import AttentionForm, CausalAttention
+from dyneq.systems.parts.continuation import linear
 from dyneq.systems.parts.copies import shallow_copy, with_weights
 from dyneq.systems.parts.feedforward import FeedForward, Gelu
 from dyneq.systems.parts.norms import LayerNorm
@@ -125,7 +126,7 @@ class ThickBlock(EquilibriumBlock):
 
     def logits(self, z: Tensor) -> Tensor:
         """Return ``[sample, token, vocabulary]``."""
-        return self.head(z if self.final is None else self.final(z))
+        return linear(self.head, z if self.final is None else self.final(z))
 
     @property
     def parts(self) -> tuple[str, ...]:

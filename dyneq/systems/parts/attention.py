@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dyneq.systems.parts.continuation import linear, softmax
 from dyneq.systems.parts.copies import shallow_copy, with_weights
 from dyneq.systems.parts.norms import linearize_rms, rms_normalize
 from dyneq.systems.protocol import Product
@@ -30,7 +31,8 @@ class CausalAttention(nn.Module):
         bias: Whether the four projections have biases.
         qk_norm: Whether queries and keys are RMS-normalised per head (without learned gain), which bounds the logits.
         norm_eps: Small constant of that normalisation.
-        form: ``plain`` materialises P; ``fused`` calls torch's fused kernel (no forward-mode derivative).
+        form: ``plain`` materialises P; ``fused`` calls torch's fused kernel (no forward-mode derivative,
+            no complex states, for which the plain form serves).
     """
 
     def __init__(
@@ -56,19 +58,19 @@ class CausalAttention(nn.Module):
 
     def query(self, u: Tensor) -> Tensor:
         """Return the queries of ``u`` ``[sample, token, channel]``, by head."""
-        return self._normalize(self._split(self.wq(u)))
+        return self._normalize(self._split(linear(self.wq, u)))
 
     def key_value(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values of ``u`` ``[sample, token, channel]``, by head."""
-        return self._normalize(self._split(self.wk(u))), self._split(self.wv(u))
+        return self._normalize(self._split(linear(self.wk, u))), self._split(linear(self.wv, u))
 
     def _probabilities(self, scores: Tensor) -> Tensor:
         tokens = scores.shape[-1]
         future = torch.ones(tokens, tokens, dtype=torch.bool, device=scores.device).triu_(1)
-        return scores.masked_fill(future, -math.inf).softmax(-1)
+        return softmax(scores.masked_fill(future, -math.inf))
 
     def forward(self, u: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return the attention output at ``u`` ``[sample, token, channel]``.
+        """Return the attention output at ``u`` ``[sample, token, channel]``, continued where it is complex.
 
         Args:
             u: Normalised state.
@@ -77,17 +79,17 @@ class CausalAttention(nn.Module):
         """
         q, (k, v) = self.query(u), self.key_value(u)
         if context is None:
-            if self.form == "fused":
+            if self.form == "fused" and not u.is_complex():
                 o = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
             else:
                 o = self._probabilities((q * self.scale) @ k.transpose(-1, -2)) @ v
-            return self.wo(self._merge(o))
+            return linear(self.wo, self._merge(o))
         kc, vc = self.key_value(context)
         q = q * self.scale
         scores = torch.diagonal_scatter(q @ kc.transpose(-1, -2), (q * k).sum(-1), 0, -2, -1)
         p = self._probabilities(scores)
         own = torch.diagonal(p, 0, -2, -1).unsqueeze(-1)
-        return self.wo(self._merge(p @ vc + own * (v - vc)))
+        return linear(self.wo, self._merge(p @ vc + own * (v - vc)))
 
     def decode(self, keys: Tensor, values: Tensor, hidden: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """Return ``u_t -> output`` of one token, ``[sample, channel]`` each, given the earlier tokens' keys and values.
@@ -107,8 +109,8 @@ class CausalAttention(nn.Module):
             if masked is not None:
                 seen = seen.masked_fill(masked, -math.inf)
             scores = torch.cat([seen, (q * k).sum(-1, keepdim=True)], dim=-1)
-            p = scores.softmax(-1)
-            return self.wo(self._merge(p[..., :-1] @ values + p[..., -1:] * v)).squeeze(-2)
+            p = softmax(scores)
+            return linear(self.wo, self._merge(p[..., :-1] @ values + p[..., -1:] * v)).squeeze(-2)
 
         return of
 

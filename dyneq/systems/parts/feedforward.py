@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dyneq.systems.parts import continuation
 from dyneq.systems.protocol import Product
 
 Gelu = Literal["erf", "tanh"]
@@ -39,7 +40,9 @@ class FeedForward(nn.Module):
         self.gelu: Gelu = gelu
 
     def forward(self, u: Tensor) -> Tensor:
-        """Return the branch at ``u`` ``[..., channel]``."""
+        """Return the branch at ``u`` ``[..., channel]``, continued where it is complex."""
+        if u.is_complex():
+            return continuation.linear(self.pj, continuation.gelu(continuation.linear(self.fc, u), self.gelu))
         approximate = "none" if self.gelu == "erf" else "tanh"
         return self.pj(functional.gelu(self.fc(u), approximate=approximate))
 

@@ -4,11 +4,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dyneq.systems.parts import continuation
 from dyneq.systems.protocol import Product
 
 
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation over the last axis (Ba et al., arXiv:1607.06450), with its linearisation."""
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Return the normalised ``u`` ``[..., channel]``, continued where it is complex."""
+        if u.is_complex():
+            return continuation.layer_norm(u, self.weight, self.bias, self.eps)
+        return super().forward(u)
 
     def linearize(self, u: Tensor) -> tuple[Tensor, Product, Product]:
         """Return the output at ``u``, ``v -> J v`` and ``w -> J^T w``.
@@ -32,6 +39,8 @@ class LayerNorm(nn.LayerNorm):
 
 def rms_normalize(u: Tensor, eps: float) -> Tensor:
     """Return ``u`` divided by its root mean square over the last axis (Zhang and Sennrich, arXiv:1910.07467)."""
+    if u.is_complex():
+        return continuation.rms_norm(u, eps)
     return functional.rms_norm(u, (u.shape[-1],), eps=eps)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dyneq.systems.delegate import Delegate
 from dyneq.systems.protocol import Product, System
 
 
@@ -51,7 +52,7 @@ class CountedForce:
         self._cost.tokens += times * self._share
 
 
-class CountedSystem(System):
+class CountedSystem(Delegate):
     """A system that counts what is asked of it, also through its selections and steps.
 
     Args:
@@ -64,9 +65,8 @@ class CountedSystem(System):
     """
 
     def __init__(self, parent: System, cost: Cost | None = None, whole: int | None = None) -> None:
-        self.parent, self.cost = parent, cost or Cost()
-        self.name, self.time, self.eps, self.structure = parent.name, parent.time, parent.eps, parent.structure
-        self.has_loss = parent.has_loss
+        super().__init__(parent)
+        self.cost = cost or Cost()
         self._z0 = parent.initial_state().detach()
         self._whole = self._z0.shape[0] if whole is None else whole
         self._share = self._z0.shape[0] / self._whole
@@ -79,18 +79,6 @@ class CountedSystem(System):
     def initial_state(self) -> Tensor:
         """Return the parent's start."""
         return self._z0
-
-    def loss(self, z: Tensor) -> Tensor:
-        """Return the parent's loss."""
-        return self.parent.loss(z)
-
-    def branches(self, z: Tensor) -> dict[str, Tensor]:
-        """Return the parent's branches."""
-        return self.parent.branches(z)
-
-    def parameter_groups(self) -> dict[str, dict[str, Tensor]]:
-        """Return the parent's parameters."""
-        return self.parent.parameter_groups()
 
     def select(self, samples: Tensor) -> "CountedSystem":
         """Return some of the samples, counted into the same cost."""

@@ -14,6 +14,7 @@ from dyneq.dynamics.linearization import Linearization
 from dyneq.dynamics.roots import DENSE_LIMIT
 from dyneq.errors import UsageError
 from dyneq.linalg import gmres
+from dyneq.systems.delegate import Delegate
 from dyneq.systems.protocol import Product, Structure, System, Time
 
 #: A token's response is exact once another sweep changes it by less than this many units in the last place.
@@ -24,7 +25,7 @@ SINGULAR = 1e-2
 KRYLOV = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
-class Undeclared(System):
+class Undeclared(Delegate):
     """A system without its claims about causality and without its own products: what its force alone says.
 
     Args:
@@ -32,8 +33,8 @@ class Undeclared(System):
     """
 
     def __init__(self, parent: System) -> None:
-        self.parent, self.name, self.time, self.eps = parent, parent.name, parent.time, parent.eps
-        self.structure, self.has_loss = Structure(parent.structure.token_axis, causal=False), parent.has_loss
+        super().__init__(parent)
+        self.structure = Structure(parent.structure.token_axis, causal=False)
 
     def force(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the parent's F(z).
@@ -44,14 +45,6 @@ class Undeclared(System):
         if context is not None:
             self.require_causal("a force with a context")
         return self.parent.force(z)
-
-    def initial_state(self) -> Tensor:
-        """Return the parent's initial state."""
-        return self.parent.initial_state()
-
-    def loss(self, z: Tensor) -> Tensor:
-        """Return the parent's loss ``[sample]``."""
-        return self.parent.loss(z)
 
     def select(self, samples: Tensor) -> "Undeclared":
         """Return some of the samples, indices ``[k]``."""

@@ -18,6 +18,7 @@ from dyneq.dynamics.anderson import anderson
 from dyneq.dynamics.relax import GROWTH
 from dyneq.dynamics.residuals import least_size, relative_size, sample_norm
 from dyneq.dynamics.roots import find_root
+from dyneq.systems.delegate import Delegate
 from dyneq.systems.protocol import Product, System
 
 #: Euler's method looks every this many evaluations which samples are done.
@@ -90,7 +91,7 @@ class Meter:
         return torch.from_numpy(self.forces + self.products + (self.token_forces + self.token_products) / tokens)
 
 
-class MeteredSystem(System):
+class MeteredSystem(Delegate):
     """A system whose every use is counted by a :class:`Meter`, also through its selections and steps.
 
     Args:
@@ -101,9 +102,8 @@ class MeteredSystem(System):
     """
 
     def __init__(self, parent: System, meter: Meter, index: Tensor | None = None, *, watch: bool = True) -> None:
-        self.parent, self.meter, self.watch = parent, meter, watch
-        self.name, self.time, self.eps, self.structure = parent.name, parent.time, parent.eps, parent.structure
-        self.has_loss = parent.has_loss
+        super().__init__(parent)
+        self.meter, self.watch = meter, watch
         self._z0 = parent.initial_state().detach()
         self.index = torch.arange(len(self._z0), device=self._z0.device) if index is None else index
         self._rows = self.index.cpu().numpy()
@@ -119,18 +119,6 @@ class MeteredSystem(System):
     def initial_state(self) -> Tensor:
         """Return the parent's start."""
         return self._z0
-
-    def loss(self, z: Tensor) -> Tensor:
-        """Return the parent's loss."""
-        return self.parent.loss(z)
-
-    def branches(self, z: Tensor) -> dict[str, Tensor]:
-        """Return the parent's branches."""
-        return self.parent.branches(z)
-
-    def parameter_groups(self) -> dict[str, dict[str, Tensor]]:
-        """Return the parent's parameters."""
-        return self.parent.parameter_groups()
 
     def select(self, samples: Tensor) -> "MeteredSystem":
         """Return some of the samples, counted by the same meter."""

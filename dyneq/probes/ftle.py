@@ -19,6 +19,7 @@ from dyneq.dynamics.stepping import Scheme, Stepper
 from dyneq.dynamics.structure import ALL_CUTS, check_causality
 from dyneq.errors import UsageError
 from dyneq.probes.base import Finding, Params, Probe, Progress, silent
+from dyneq.probes.contraction import flow_rate
 from dyneq.probes.ftle_attributes import describe
 from dyneq.probes.ftle_dataset import Floats, Measured, Wanted, dataset
 from dyneq.systems.protocol import System
@@ -38,6 +39,7 @@ class FtleParams(Params):
     scheme: Scheme = Field("euler", description="steps of the horizon: the relaxation's own, or Runge-Kutta's")
     qr_every: int = Field(1, ge=1, description="steps between orthonormalisations")
     batches: int = Field(20, ge=2, description="batches of the error bars")
+    rate_steps: int = Field(12, ge=1, description="steps of the contraction rate, the measure that floss penalises")
     seed: int = Field(0, description="seed of the first tangent vectors")
 
 
@@ -63,6 +65,8 @@ class FtleProbe(Probe):
         usable = torch.tensor([s is not Status.DIVERGED for s in relaxation.status])
         measured = _measure(system, params, wanted, relaxation.z, usable, progress)
         ds = dataset(system, wanted, relaxation, measured)
+        ds["contraction_rate"] = ("sample", _contraction(system, params, relaxation.z, usable))
+        ds["forces"] += params.rate_steps + 1
         ds["seconds"] = time.perf_counter() - begun
         progress("done", 1.0)
         # the reading of a result depends on these, so it carries them even before it is stamped
@@ -112,6 +116,13 @@ def _wanted(system: System, params: FtleParams) -> Wanted:
     count = min(USUAL, most) if params.count is None else params.count
     # a frame that fills the space costs little where the state is small, and gives all exponents
     return Wanted(count, dim if dim <= COMPLETE and not per_token else count, per_token, dim)
+
+
+@torch.no_grad()
+def _contraction(system: System, params: FtleParams, z: torch.Tensor, usable: torch.Tensor) -> Floats:
+    """Return the contraction rate along the flow of every sample, NaN where it is lost or rests to rounding."""
+    rate = flow_rate(system, z, params.rate_steps).cpu().double()
+    return torch.where(usable, rate, torch.nan).numpy()
 
 
 def _measure(

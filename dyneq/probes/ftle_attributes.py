@@ -44,6 +44,11 @@ _ATTRIBUTES = {
         "the bound of carrying them forward: a scale for what it still lacks",
         "nats/step",
     ),
+    "contraction_rate": (
+        "rate at which the increments of the relaxation shrink over the first steps of the horizon, what floss "
+        "penalises; NaN where they are rounding, as in a sample that rests, or the sample is lost",
+        "1/time",
+    ),
     "reading": (
         "expanding, neutral or contracting: the leading exponent above, within or below its margin about 0",
         "",

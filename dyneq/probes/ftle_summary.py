@@ -221,6 +221,7 @@ def json_entry(ds: xr.Dataset) -> dict[str, Any]:
                 "kaplan_yorke": float(row["kaplan_yorke"]),
                 "kaplan_yorke_error": float(row["kaplan_yorke_error"]),
                 "force_residual": float(row["final_force_residual"]),
+                "contraction_rate": float(row["contraction_rate"]),
             }
         )
     counts = {word: int((ds["reading"] == word).sum()) for word in ("expanding", "neutral", "contracting", "lost")}

@@ -1,0 +1,107 @@
+"""The leading multipliers of the relaxation map M = I + eps J: what ``spectrum`` reports and ``spectral`` penalises.
+
+The derivative of abs(lambda) at a frozen state is Re(conj(lambda)/abs(lambda) w^H dM v / w^H v) with left and right
+vectors (Magnus, Econometric Theory 1, 1985). A causal block has one leading multiplier a token, and since its tokens'
+blocks do not mix, all of them cost two products.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dyneq.dynamics.linearization import Linearization
+from dyneq.dynamics.spectra import TOKEN_DENSE_LIMIT, WHOLE_DENSE_LIMIT
+from dyneq.linalg.dense import dense_eigenpairs
+from dyneq.linalg.krylov_schur import eigenpairs
+from dyneq.linalg.targets import LargestModulus
+from dyneq.systems.protocol import System
+
+
+@dataclass(frozen=True)
+class LeadingModes:
+    """The multiplier of largest modulus of every block, with its vectors.
+
+    A block is a token of a causal system, else a whole sample (``token`` has length 1 then).
+
+    Attributes:
+        multiplier: lambda of M ``[sample, token]``, complex128.
+        right: Right vectors v ``[sample, ...]``, of the state's shape, complex.
+        left: Left vectors w ``[sample, ...]``.
+        overlap: w^H v ``[sample, token]``, complex.
+        residual: norm(J v - mu v) ``[sample, token]``, per unit time.
+        condition: 1/abs(w^H v) for unit vectors ``[sample, token]``.
+        usable: Whether pair and left vector converged, bool ``[sample, token]``.
+    """
+
+    multiplier: NDArray[np.complex128]
+    right: Tensor
+    left: Tensor
+    overlap: Tensor
+    residual: NDArray[np.float64]
+    condition: NDArray[np.float64]
+    usable: NDArray[np.bool_]
+
+
+@torch.no_grad()
+def leading_modes(system: System, z: Tensor, generator: torch.Generator) -> LeadingModes:
+    """Return the leading multiplier of every token block, or of every sample without causal tokens.
+
+    Args:
+        system: The system.
+        z: State ``[sample, ...]``, relaxed deeply: off the root multipliers are those of an unconverged state.
+        generator: Randomness of Krylov starts.
+    """
+    linearization, causal = Linearization(system, z), system.structure.causal
+    operator = linearization.token_diagonal() if causal else linearization.whole
+    target = [LargestModulus(system.eps)]
+    if operator.dim <= (TOKEN_DENSE_LIMIT if causal else WHOLE_DENSE_LIMIT):
+        found = dense_eigenpairs(operator.to_dense(), target, 1)
+    else:
+        found = eigenpairs(operator, target, 1, generator=generator, left=True)
+    blocks = (z.shape[0], operator.batch // z.shape[0])
+    assert found.left_vectors is not None
+    assert found.left_converged is not None
+    right, left = (v[:, 0].to(z.device) for v in (found.vectors, found.left_vectors))
+    overlap = (left.conj() * right).sum(1)
+    return LeadingModes(
+        (1 + system.eps * found.values[:, 0]).reshape(blocks),
+        right.reshape(z.shape),
+        left.reshape(z.shape),
+        overlap.reshape(blocks),
+        found.residual[:, 0].reshape(blocks),
+        found.condition[:, 0].reshape(blocks),
+        (found.converged & found.left_converged)[:, 0].reshape(blocks),
+    )
+
+
+def leading_moduli(system: System, z: Tensor, modes: LeadingModes) -> Tensor:
+    """Return abs(lambda) of the leading multiplier of every block ``[sample, token]``; differentiable.
+
+    The vectors are held: the derivative is exact for simple eigenvalues, and that of the value at a frozen state. Where
+    ``z`` carries a graph, the derivative by the state is kept too, as the total derivative at a root needs it.
+
+    Args:
+        system: The system, with the weights the modes were computed at.
+        z: State ``[sample, ...]`` of the modes.
+        modes: From :func:`leading_modes` at this state.
+    """
+    multiplier = torch.from_numpy(modes.multiplier).to(modes.right)
+    size = multiplier.abs()
+    unit = multiplier.conj() / torch.where(size > 0, size, 1.0)
+    spread = (*multiplier.shape, *[1] * (z.ndim - 2)) if system.structure.causal else (-1, *[1] * (z.ndim - 1))
+    u = modes.left * (unit / modes.overlap).conj().view(spread)
+    v = modes.right
+    with torch.enable_grad():
+        at = z if z.requires_grad else z.detach().requires_grad_()
+        own = at.view_as(at)  # a token's own part, apart from the context that the others offer
+        force = system.force(own, at) if system.structure.causal else system.force(own)
+        pulled = [
+            torch.autograd.grad(force, own, part.to(z.dtype), create_graph=True, retain_graph=True)[0]
+            for part in (u.real, u.imag)
+        ]
+        moved = pulled[0] * v.real.to(z.dtype) + pulled[1] * v.imag.to(z.dtype)
+        summed = moved.flatten(2).sum(2) if system.structure.causal else moved.flatten(1).sum(1, keepdim=True)
+    return unit.real.to(z.dtype) + system.eps * summed

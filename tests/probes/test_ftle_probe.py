@@ -140,8 +140,8 @@ def test_block_exponents_are_per_token_and_those_of_dense_multipliers():
     assert "token_exponent" not in off
     assert (off["exponent_token"] == -1).all()
     assert off["exponent"].values == pytest.approx(exact.flatten(1).sort(descending=True).values[:, :3], abs=3 / 160)
-    # forces: relaxation and its end, causality, tokens, whole samples forwards, the end of the horizon
-    assert int(ds["forces"]) == 1001 + (3 + 3) + 200 + 200 + 1
+    # forces: relaxation and its end, causality, tokens, whole samples forwards, the end, the contraction rate
+    assert int(ds["forces"]) == 1001 + (3 + 3) + 200 + 200 + 1 + 13
     assert int(ds["products"]) == 200 * 3 + 200 * 24
 
 

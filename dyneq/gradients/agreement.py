@@ -13,7 +13,7 @@ multiplied with itself, so that noise does not pass for bias.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,14 +112,19 @@ def jackknife(statistic: Callable[[Pair], Array], of: Pair, fewest: int = 2) -> 
     n = of.batches
     if n < fewest:
         return _without(np.full(of.gg.shape[:-2], np.nan))
-    value = statistic(of)
-    if n <= fewest and fewest > 1:
-        return _without(value)
+    index = np.arange(n)
+    left = [statistic(of.keep(np.delete(index, b))) for b in range(n)] if n > fewest else []
+    return jackknife_interval(statistic(of), left)
+
+
+def jackknife_interval(value: Array, left: Sequence[Array]) -> Interval:
+    """Return a statistic with the interval that its values without one batch each give; none from fewer than two."""
+    n = len(left)
     if n < 2:
         return _without(value)
-    index = np.arange(n)
-    left = np.stack([statistic(of.keep(np.delete(index, b))) for b in range(n)])
-    return _around(value, _jackknife_error(left), n, np.abs(value))
+    rest = np.stack(left)
+    error = np.sqrt((n - 1) / n * np.square(rest - rest.mean(0)).sum(0))
+    return _around(value, error, n, np.abs(value))
 
 
 def cosines(of: Pair) -> Array:
@@ -246,11 +251,6 @@ def _floored(found: Interval, unit: Array | float) -> Interval:
 def _without(value: Array) -> Interval:
     nothing = np.full(np.shape(value), np.nan)
     return Interval(value, nothing, nothing)
-
-
-def _jackknife_error(left: Array) -> Array:
-    n = len(left)
-    return np.sqrt((n - 1) / n * np.square(left - left.mean(0)).sum(0))
 
 
 def _diagonal(x: Array) -> Array:

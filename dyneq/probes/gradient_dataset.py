@@ -99,13 +99,13 @@ def dataset(found: GradientSet, *, keep_gram: bool = True) -> xr.Dataset:
     over = ("reference", "estimator", "group")
     for name, (statistic, words, unit) in PAIRED.items():
         found_here = [[statistic(agreement.pair(gram, e, r)) for e in range(len(labels))] for r in references]
-        _put(variables, name, over, found_here, words, unit)
+        put(variables, name, over, found_here, words, unit)
     of_parameters = ("reference", "estimator", "parameter")
     for name in ("cosine", "norm_ratio"):
         statistic, words, unit = PAIRED[name]
         here = [[statistic(agreement.pair(found.gram, e, r)) for e in range(len(labels))] for r in references]
-        _put(variables, f"parameter_{name}", of_parameters, here, f"{words}, for single parameters", unit)
-    _put(
+        put(variables, f"parameter_{name}", of_parameters, here, f"{words}, for single parameters", unit)
+    put(
         variables,
         "self_cosine",
         ("estimator", "group"),
@@ -146,16 +146,25 @@ def dataset(found: GradientSet, *, keep_gram: bool = True) -> xr.Dataset:
     )
 
 
-def _put(variables: dict[str, Any], name: str, dims: tuple[str, ...], found: Any, words: str, unit: str) -> None:
-    """Add a statistic, its interval and the larger half of it."""
+def put(variables: dict[str, Any], name: str, dims: tuple[str, ...], found: Any, words: str, unit: str) -> None:
+    """Add a statistic, its interval and the larger half of it.
 
-    def of(take: Callable[[Interval], Array]) -> Array:
-        return np.array([[take(x) for x in row] if isinstance(row, list) else take(row) for row in found])
+    Args:
+        variables: What it is added to.
+        name: Name of the statistic; the others are called ``name_interval`` and ``name_error``.
+        dims: Dimensions of the nested lists, and after them of the arrays of the intervals.
+        found: Intervals in nested lists.
+        words: What the statistic is.
+        unit: Its unit.
+    """
+
+    def of(take: Callable[[Interval], Array], nested: Any = found) -> Any:
+        return [of(take, x) for x in nested] if isinstance(nested, list) else take(nested)
 
     percent = f"{100 * agreement.LEVEL:g} %"
-    ends = np.stack([of(lambda x: x.low), of(lambda x: x.high)], axis=-1)
+    ends = np.stack([np.array(of(lambda x: x.low)), np.array(of(lambda x: x.high))], axis=-1)
     described = {"long_name": words, "units": unit}
-    variables[name] = (dims, of(lambda x: x.value), described)
+    variables[name] = (dims, np.array(of(lambda x: x.value)), described)
     variables[f"{name}_interval"] = (
         (*dims, "bound"),
         ends,
@@ -163,7 +172,7 @@ def _put(variables: dict[str, Any], name: str, dims: tuple[str, ...], found: Any
     )
     variables[f"{name}_error"] = (
         dims,
-        of(lambda x: x.error),
+        np.array(of(lambda x: x.error)),
         {"long_name": f"distance to the farther end of its {percent} interval", "units": unit},
     )
 

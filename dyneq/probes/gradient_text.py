@@ -21,6 +21,11 @@ LETTERS = {
     Mark.CLAMPED: "c",
 }
 
+#: Estimators named in one sentence about a mark.
+LISTED = 4
+#: Share of the squared norm of all batches above which one batch is said to dominate.
+DOMINANT = 0.7
+
 
 def number(x: float) -> str:
     """Return a number in at most four digits, ``-`` where there is none."""
@@ -82,7 +87,12 @@ def mark_findings(ds: xr.Dataset, estimators: Sequence[int]) -> list[Finding]:
     for i, mark in enumerate(Mark):
         which = [e for e in estimators if counts[i, e]]
         if which:
-            listed = names([f"{ds['estimator'].values[e]} ({counts[i, e]} of {used} samples)" for e in which])
+            listed = names(
+                [
+                    *(f"{ds['estimator'].values[e]} ({counts[i, e]} of {used} samples)" for e in which[:LISTED]),
+                    *([f"{len(which) - LISTED} more"] if len(which) > LISTED else []),
+                ]
+            )
             found.append(Finding("warning", f"{listed}: {mark.value}"))
     return found
 
@@ -99,10 +109,31 @@ def sample_findings(ds: xr.Dataset) -> list[Finding]:
     if rest:
         text = f"{rest} sample{'s' if rest > 1 else ''} left over after dealing batches of equal size are not used"
         found.append(Finding("fact", text))
+    found += _dominant(ds)
     if ds.sizes["batch"] < 3:
         text = "one batch gives no interval" if ds.sizes["batch"] == 1 else "two batches give hardly any interval"
         found.append(Finding("warning", f"{text}, so next to nothing can be said; ask for more --batches (4 or more)"))
     return found
+
+
+def _dominant(ds: xr.Dataset) -> list[Finding]:
+    """Return a warning where one batch holds most of the squared norm of all."""
+    if ds.sizes["batch"] < 4:
+        return []
+    gram = ds["gram"].values.sum(0)
+    square = np.einsum("ebeb->eb", gram)
+    share = square / square.sum(1, keepdims=True)
+    which = [e for e in range(len(share)) if share[e].max() > DOMINANT]
+    if not which:
+        return []
+    batch = int(share[which[0]].argmax())
+    samples = ", ".join(map(str, np.flatnonzero(ds["batch_of_sample"].values == batch)[:8]))
+    listed = names([str(ds["estimator"].values[e]) for e in which])
+    text = (
+        f"batch {batch} (samples {samples}) alone holds {100 * share[which[0]].max():.0f} % of the squared norm of all"
+    )
+    advice = "cosine of means, bias and variance are about it alone: see whether those samples settle (dyneq diagnose)"
+    return [Finding("warning", f"{listed}: {text}; {advice}")]
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

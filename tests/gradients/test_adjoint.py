@@ -137,7 +137,7 @@ def test_what_is_not_reached_is_marked_sample_by_sample():
     few = Adjoint(AdjointParams(t1=400, solver="gmres", products=5)).gradient(system)
     assert few.marks.keys() == {Mark.ADJOINT_NOT_SOLVED}
     assert Adjoint(AdjointParams(t1=400, steps=400)).gradient(system).marks == {}
-    between = Adjoint(AdjointParams(t1=400, steps=400, t1_tol=float(2e-16))).gradient(system)
+    between = Adjoint(AdjointParams(t1=400, steps=400, t1_tol=2e-16)).gradient(system)
     assert between.diagnostics["force_residual"].max() > 0  # rounding keeps it above what was asked for
     assert between.marks.keys() <= {Mark.FREE_NOT_CONVERGED}
 
@@ -212,7 +212,7 @@ def test_substitution_refuses_what_it_is_not_for():
     z0 = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64)
     w = torch.nn.Linear(3, 3).double()
     loose = from_map(lambda z: torch.tanh(w(z.mean(1, keepdim=True) + z)), z0, loss=lambda z: z.sum((1, 2)))
-    with pytest.raises(UsageError, match="causal over tokens.*solver=gmres"):
+    with pytest.raises(UsageError, match=r"causal over tokens.*solver=gmres"):
         solve_transposed(loose, z0, z0)
     lying = from_map(
         lambda z: torch.tanh(w(z.mean(1, keepdim=True) + z)),
@@ -224,7 +224,7 @@ def test_substitution_refuses_what_it_is_not_for():
     with pytest.raises(CausalityError):
         solve_transposed(lying, z0, z0)
     big = torch.empty(2, 300, 1024, device="meta")
-    with pytest.raises(UsageError, match="2.3 GiB.*solver=gmres"):
+    with pytest.raises(UsageError, match=r"2\.3 GiB.*solver=gmres"):
         require_substitution(bound(), big)
     assert MOST_BYTES >= 2 * 256 * 512**2 * 4  # the size the project is made for fits
 

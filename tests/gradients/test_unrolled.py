@@ -13,7 +13,7 @@ from dyneq.systems.adapters.function import from_map
 
 
 def plain(system, before, steps, step):
-    """Gradient, state and cotangent at the cut of ``steps`` differentiated steps after ``before`` steps that are not."""
+    """Gradient, state and cotangent at the cut of ``steps`` differentiated steps after ``before`` others."""
     parameters = [p for members in system.parameter_groups().values() for p in members.values()]
     z = system.initial_state().detach()
     for _ in range(before):

@@ -53,7 +53,7 @@ def compare(values: Array, points: Array, option: int, small: float) -> Comparis
         small: Difference below which nothing is said to happen.
     """
     others = np.delete(points, option, axis=1)
-    known = np.isfinite(values).all(1).tolist()
+    known = [bool(np.isfinite(row).all()) for row in values]
     pairs = [
         (a, b)
         for a, b in itertools.combinations(range(len(points)), 2)

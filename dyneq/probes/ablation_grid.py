@@ -42,28 +42,29 @@ def parse_grid(base: str, asked: Sequence[str]) -> Grid:
             grid has fewer than two points or more than :data:`MOST`.
     """
     name, fixed = registry.split(base)
-    registry.build(name, fixed)
-    known = registry.build(name, fixed).params.model_dump()
+    fixed = registry.canonical(name, fixed)
+    known = type(registry.build(name, fixed).params).model_fields
     options: dict[str, tuple[str, ...]] = {}
     for text in asked:
         key, equals, rest = (part.strip() for part in text.partition("="))
         values = tuple(v.strip() for v in rest.split(","))
         if not equals or not key or not all(values):
             raise UsageError(f"a grid reads option=value,value, but {text!r} does not; write it like r=0.02,0.05,0.1")
+        (key,) = registry.canonical(name, {key: ""})
         if key not in known:
             raise UsageError(f"the estimator {name!r} has no option {key!r} to vary{nearest(key, known)}")
         if key in options or key in fixed:
             raise UsageError(f"the option {key!r} is set twice; name it in one --grid only, and not in --estimator")
         options[key] = values
-    for key, values in options.items():
-        read = [registry.build(name, {**fixed, key: v}).to_plain()[key] for v in values]
-        if len({repr(x) for x in read}) < len(read):
-            raise UsageError(f"the grid gives a value of {key!r} twice ({','.join(values)}); leave one of them out")
     points = list(itertools.product(*(range(len(v)) for v in options.values())))
     if len(points) < 2:
         raise UsageError("a grid of one point has nothing to compare; give --grid with several values, like r=0.02,0.1")
     if len(points) > MOST:
         raise UsageError(f"the grid has {len(points)} points, more than {MOST}; give fewer values")
+    for key, values in options.items():
+        read = [getattr(registry.build(name, {**fixed, key: v}).params, key) for v in values]
+        if len({repr(x) for x in read}) < len(read):
+            raise UsageError(f"the grid gives a value of {key!r} twice ({','.join(values)}); leave one of them out")
     shown = {**fixed, **dict.fromkeys(options)}
     specs = []
     for point in points:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dyneq.errors import UsageError
 from dyneq.gradients import registry
@@ -56,8 +57,8 @@ def entries(
             f"for; choose 1 to {first.depth - 1}, or 0 for none"
         )
     if 0 < short < first.depth:
-        options = {**first.estimator.to_plain(), first.estimator.depth: short}
-        options.pop("name")
+        plain = {k: v for k, v in first.estimator.to_plain().items() if k != "name"}
+        options = {**registry.canonical(first.estimator.name, plain), first.estimator.depth: short}
         other = Entry(_label(first, short), registry.build(first.estimator.name, options), "horizon", short)
         if all(other.estimator.to_plain() != known.estimator.to_plain() for known in out):
             out.append(other)
@@ -68,20 +69,21 @@ def entries(
     return [*out, *(e for e in asked if e.estimator.to_plain() not in known)]
 
 
-def specs_of(values: Sequence[str]) -> list[str]:
-    """Return specs without surrounding blanks."""
-    return [v.strip() for v in values]
+def _split(spec: str) -> tuple[str, dict[str, Any]]:
+    """Return name and options of a spec, under the names the options have now."""
+    name, options = registry.split(spec)
+    return name, registry.canonical(name, options)
 
 
 def _stated(spec: str) -> int | None:
     """Return the depth a spec states itself."""
-    name, options = registry.split(spec)
+    name, options = _split(spec)
     option = registry.depth_option(name)
     return int(getattr(registry.build(name, options).params, option)) if option in options else None
 
 
 def _entry(spec: str, depth: int, role: str) -> Entry:
-    name, options = registry.split(spec)
+    name, options = _split(spec)
     option = registry.depth_option(name)
     estimator = registry.build(name, {option: depth, **options})
     return Entry(spec.strip(), estimator, role, int(getattr(estimator.params, option)))

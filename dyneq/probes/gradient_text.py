@@ -122,7 +122,8 @@ def _dominant(ds: xr.Dataset) -> list[Finding]:
         return []
     gram = ds["gram"].values.sum(0)
     square = np.einsum("ebeb->eb", gram)
-    share = square / square.sum(1, keepdims=True)
+    total = square.sum(1, keepdims=True)
+    share = np.divide(square, total, out=np.zeros_like(square), where=total > 0)
     which = [e for e in range(len(share)) if share[e].max() > DOMINANT]
     if not which:
         return []

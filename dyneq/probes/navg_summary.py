@@ -30,8 +30,9 @@ def summarize(ds: xr.Dataset) -> list[Finding]:
     found = [_headline(ds, judged), *(_estimator(ds, e) for e in judged)]
     reference = str(ds["reference"].values[0])
     if np.isfinite(own.value):
-        text = f"batches of {ds.attrs['batch_size']} agree with each other by a cosine of {between(own)} in {reference}"
-        found.append(Finding("fact", f"{text}: that much of a batch's own gradient is common to all"))
+        text = f"of {reference} itself a share of {between(own)} is common to batches of {ds.attrs['batch_size']}"
+        rest = "an error whose share of bias is as large averages away no faster than the gradient itself"
+        found.append(Finding("fact", f"{text} (their mean cosine with each other): {rest}"))
     return [*found, *mark_findings(ds, shown), *sample_findings(ds)]
 
 
@@ -88,17 +89,17 @@ def _estimator(ds: xr.Dataset, e: int) -> Finding:
         return Finding("fact" if known else "undetermined", f"{label}: {text}")
     last = Ends.of(ds, "same_cosine", reference=0, estimator=e, count=ds.sizes["count"] - 1, group=0)
     bias = f"{_percent(share.value)} of the squared error of one batch is bias {_percents(share)}"
+    kind = _reading(ds, e)
     if np.isfinite(limit.low):
         best = f"averaging over ever more batches brings the cosine to {cosine_text(limit)}"
-        if limit.high - limit.low > 0.5:
-            best += ", an interval that leaves it open: use larger batches (fewer of them, or more samples)"
+        if kind in (Reading.OFF, Reading.UNDETERMINED):
+            best += ", an interval that leaves it open: use more samples"
     else:
         best = (
             "what averaging over ever more batches would bring is not known, because the expected gradient cannot be "
             "told from 0 with these batches: use more samples"
         )
     counted = f"from {cosine_text(cosine)} in one batch to {cosine_text(last)} in the mean of {ds['count'].values[-1]}"
-    kind = _reading(ds, e)
     vague = kind in (Reading.OFF, Reading.UNDETERMINED) or not np.isfinite(limit.low)
     return Finding("undetermined" if vague else "fact", f"{label}: {bias}; {best}; measured {counted}")
 

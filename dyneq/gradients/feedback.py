@@ -1,5 +1,6 @@
 """Linear maps whose backward pass uses a fixed random matrix instead of their transpose (Lillicrap et al. 2016)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch.nn import functional
 
 from dyneq.errors import DyneqError, UsageError
 from dyneq.systems.block import BoundBlock, EquilibriumBlock
+from dyneq.systems.delegate import Delegate
 from dyneq.systems.parts.copies import shallow_copy
 from dyneq.systems.protocol import Product, System
 
@@ -37,21 +39,33 @@ class FeedbackLinear(nn.Module):
     """A linear map that sends errors back through a matrix of its own.
 
     Args:
-        linear: The map whose place it takes; weights are shared with it.
+        linear: The map whose place it takes; its weights stay what they are, also where they are derived from others.
         back: The feedback matrix ``[out, in]``, in the place of the weights on the way back.
+        name: What it is called in messages.
     """
 
-    def __init__(self, linear: nn.Linear, back: Tensor) -> None:
+    def __init__(self, linear: nn.Linear, back: Tensor, name: str) -> None:
         super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
-        self.back = back
+        self._of, self._back, self._name = linear, back, name
+
+    @property
+    def weight(self) -> Tensor:
+        """No weights: a force that uses them past the map would send errors back through them.
+
+        Raises:
+            DyneqError: Always.
+        """
+        raise DyneqError(
+            f"feedback alignment replaces the transposed weights of {self._name!r} where it is called, but the force "
+            "also uses them outside of a call, as tied weights are; choose another estimator for this block"
+        )
 
     def forward(self, u: Tensor) -> Tensor:
         """Return u W^T + b ``[..., out]``."""
-        return _Feedback.apply(u, self.weight, self.bias, self.back)
+        return _Feedback.apply(u, self._of.weight, self._of.bias, self._back)
 
 
-class FeedbackSystem(System):
+class FeedbackSystem(Delegate):
     """A bound block whose force sends errors back through fixed matrices; its values, loss and read-out are exact.
 
     Products of :meth:`linearize` are those of the true Jacobian; :meth:`feedback` gives the other.
@@ -63,29 +77,15 @@ class FeedbackSystem(System):
     """
 
     def __init__(self, parent: BoundBlock, matrices: dict[str, Tensor]) -> None:
-        self.parent = parent
-        self.name, self.time, self.eps, self.structure = parent.name, parent.time, parent.eps, parent.structure
-        self.has_loss = parent.has_loss
-        block = shallow_copy(parent.block)
+        super().__init__(parent)
+        self._input = parent.x
+        self.block = shallow_copy(parent.block)
         for name, back in matrices.items():
-            _replace(block, name, back)
-        self.block = block
+            _replace(self.block, name, back)
 
     def force(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Return F(z), the parent's."""
-        return self.block.force(z, self.parent.x, context)
-
-    def initial_state(self) -> Tensor:
-        """Return the parent's start."""
-        return self.parent.initial_state()
-
-    def loss(self, z: Tensor) -> Tensor:
-        """Return the parent's loss."""
-        return self.parent.loss(z)
-
-    def parameter_groups(self) -> dict[str, dict[str, Tensor]]:
-        """Return the parent's parameters."""
-        return self.parent.parameter_groups()
+        return self.block.force(z, self._input, context)
 
     def linearize(self, z: Tensor) -> tuple[Product, Product]:
         """Return the products with the true Jacobian."""
@@ -115,7 +115,7 @@ def random_matrices(system: System, seed: int) -> dict[str, Tensor]:
 
     Raises:
         UsageError: If the system is no bound block.
-        DyneqError: If no ``nn.Linear`` takes part in its force, or one serves the force and the read-out.
+        DyneqError: If its force is not built from ``nn.Linear`` modules of its own.
     """
     generator = torch.Generator().manual_seed(seed)
     found = {}
@@ -142,24 +142,36 @@ def bound_block(system: System) -> BoundBlock:
 
 @torch.no_grad()
 def linear_maps(system: BoundBlock) -> dict[str, nn.Linear]:
-    """Return the ``nn.Linear`` modules that take part in the force of a block, by name.
+    """Return the ``nn.Linear`` modules with weights that take part in the force of a block, by name.
 
     Raises:
-        DyneqError: If there is none, or one serves the force and the read-out.
+        DyneqError: If there is none, one serves the read-out too, or the block has matrices in no such module.
     """
     state = system.initial_state().detach()
     force = _called(system.block, lambda: system.force(state))
-    both = force.keys() & _called(system.block, lambda: system.block.logits(state)).keys()
-    if both or not force:
-        which = f"{min(both)!r} also serves the read-out" if both else "none takes part in the force"
+    read_out = _called(system.block, lambda: system.block.logits(state))
+    known = {id(p) for m in [*force.values(), *read_out.values()] for p in m.parameters()}
+    known |= {id(p) for m in system.block.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    # a sum over heads, say, is a linear map without weights
+    maps = {name: m for name, m in force.items() if any(p.ndim > 1 for p in m.parameters())}
+    others = [name for name, p in system.block.named_parameters() if p.ndim > 1 and id(p) not in known]
+    both = maps.keys() & read_out.keys()
+    if others or both or not maps:
+        found = (
+            f"{min(both)!r} also serves the read-out"
+            if both
+            else f"{others[0]!r} is not in one"
+            if others
+            else "none takes part in the force"
+        )
         raise DyneqError(
             f"feedback alignment replaces the nn.Linear modules of a block's force and leaves its read-out exact, but "
-            f"in {system.name} {which}; build the force from nn.Linear modules of its own, or choose another estimator"
+            f"in {system.name} {found}; build the force from nn.Linear modules of its own, or choose another estimator"
         )
-    return force
+    return maps
 
 
-def _called(block: EquilibriumBlock, run: Any) -> dict[str, nn.Linear]:
+def _called(block: EquilibriumBlock, run: Callable[[], Tensor]) -> dict[str, nn.Linear]:
     """Return the linear modules of a block that a computation calls."""
     modules = {name: m for name, m in block.named_modules() if isinstance(m, nn.Linear)}
     seen: set[str] = set()
@@ -180,4 +192,4 @@ def _replace(block: nn.Module, name: str, back: Tensor) -> None:
         copy = shallow_copy(getattr(holder, part))
         setattr(holder, part, copy)
         holder = copy
-    setattr(holder, last, FeedbackLinear(getattr(holder, last), back))
+    setattr(holder, last, FeedbackLinear(getattr(holder, last), back, name))

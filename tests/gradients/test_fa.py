@@ -139,6 +139,26 @@ def test_what_has_no_block_of_linear_maps_is_refused():
         Fa().gradient(bare)
     with pytest.raises(DyneqError, match="bind it with targets"):
         Fa().gradient(system.block.bind(system.tokens))
+    block = system.block
+    block.lost = nn.Parameter(torch.ones(2, 2).double())
+    with pytest.raises(DyneqError, match="'lost' is not in one"):
+        Fa().gradient(system)
+    del block.lost
+
+    class Tied(nn.Module):
+        """relu(u Xi) Xi^T, one matrix used twice."""
+
+        def __init__(self):
+            super().__init__()
+            self.xi = nn.Linear(8, 16, bias=False).double()
+
+        def forward(self, u):
+            return torch.relu(self.xi(u)) @ self.xi.weight
+
+    untied, block.ffn = block.ffn, Tied()
+    with pytest.raises(DyneqError, match=r"'ffn\.xi'.*tied weights"):
+        Fa().gradient(system)
+    block.ffn = untied
     system.block.ffn.fc = system.block.head  # a read-out that also serves the force
     system.block.ffn.pj = nn.Linear(7, 8).double()
     with pytest.raises(DyneqError, match="also serves the read-out"):

@@ -19,6 +19,7 @@ _COMMANDS = {
     "train": ("dyneq.cli.train:train", "Train an equilibrium block and keep snapshots."),
     "run": ("dyneq.cli.run:run", "Run probes over many checkpoints, resumable."),
     "catalog": ("dyneq.cli.catalog:catalog", "Checkpoints by name: add, list, show, tag, verify, rebuild, gc."),
+    "drift": ("dyneq.cli.drift:drift", "How diagnostics move over the snapshots of a run, and when they turn."),
     "results": ("dyneq.cli.results:results", "Stored results: list, show, export, diff."),
     "list": ("dyneq.cli.listing:listing", "Probes, estimators, systems and recipes that are installed."),
 }

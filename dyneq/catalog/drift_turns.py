@@ -1,0 +1,164 @@
+"""When a run turns: conditions that become true between two snapshots, and which of them came first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import combinations
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from dyneq.catalog.drift_parts import SETTLED, half_width
+
+#: Cosine to the reference below which an estimator's direction counts as lost.
+FAITHFUL = 0.9
+
+
+class Answer(Enum):
+    """Whether a condition holds at a snapshot, as far as the error bars tell."""
+
+    YES = "yes"
+    NO = "no"
+    OPEN = "open"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Something that holds at some snapshots of a run.
+
+    Attributes:
+        text: The condition as a clause, such as ``the abscissa is above 0``.
+        answers: One answer a snapshot.
+    """
+
+    text: str
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Where a condition became true and, as far as is known, stayed so.
+
+    Attributes:
+        text: The condition.
+        after: The last step at which it is known not to hold; None if it held from the first snapshot on.
+        by: The first step at which it is known to hold.
+        lasts: Whether it is known to hold at every snapshot from there on.
+    """
+
+    text: str
+    after: int | None
+    by: int
+    lasts: bool
+
+    @property
+    def where(self) -> str:
+        """Return between which snapshots."""
+        begun = f"already at step {self.by}" if self.after is None else f"between steps {self.after} and {self.by}"
+        return begun if self.lasts else f"{begun} (not known at every snapshot after that)"
+
+    def precedes(self, other: "Turn") -> bool:
+        """Return whether this one is known to have come before another."""
+        return other.after is not None and self.by <= other.after
+
+
+def turn(steps: Sequence[int], condition: Condition) -> Turn | None:
+    """Return the last time a condition became true; None if it is not known to hold after it last did not.
+
+    Args:
+        steps: Steps of the snapshots, increasing.
+        condition: One answer for each.
+    """
+    answers = condition.answers
+    last_no = max((i for i, a in enumerate(answers) if a is Answer.NO), default=-1)
+    by = next((i for i in range(last_no + 1, len(answers)) if answers[i] is Answer.YES), None)
+    if by is None:
+        return None
+    lasts = all(a is Answer.YES for a in answers[by:])
+    return Turn(condition.text, None if last_no < 0 else steps[last_no], steps[by], lasts)
+
+
+def unordered(turns: Sequence[Turn]) -> list[list[Turn]]:
+    """Return turns in groups that follow each other; within a group of several, some pair cannot be ordered."""
+    groups: list[list[Turn]] = []
+    reach = -1
+    for one in sorted(turns, key=lambda t: (-1 if t.after is None else t.after, t.by)):
+        if groups and (one.after is None or one.after < reach):
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+        reach = max(reach, one.by)
+    return groups
+
+
+def unknown_pairs(group: Sequence[Turn]) -> list[tuple[Turn, Turn]]:
+    """Return the pairs of a group of which neither is known to have come first."""
+    return [(a, b) for a, b in combinations(group, 2) if not a.precedes(b) and not b.precedes(a)]
+
+
+def conditions(ds: xr.Dataset) -> list[Condition]:
+    """Return the conditions a drift of one run is watched for, as far as it has the series.
+
+    Args:
+        ds: The series of one run over ``step``.
+    """
+    found = []
+    if "sample_loss" in ds:
+        found.append(Condition("the validation loss is worse than its best", _worse(ds["sample_loss"].values)))
+    if "unsettled" in ds:
+        depth = ds["unsettled"].attrs.get("depth")
+        where = "" if depth is None else f" at depth {depth}"
+        text = f"some samples have a force residual above {SETTLED:g}{where}"
+        found.append(Condition(text, tuple(_count(n) for n in ds["unsettled"].values)))
+    if "abscissa" in ds:
+        found.append(Condition("the abscissa is above 0", tuple(_unstable(ds, ("unstable",)))))
+    if "spectral_radius" in ds:
+        both = ("unstable", "step_unstable")
+        found.append(Condition("the spectral radius is above 1", tuple(_unstable(ds, both))))
+    if "cosine" in ds:
+        found += _unfaithful(ds)
+    return found
+
+
+def _worse(loss: NDArray[np.float64]) -> tuple[Answer, ...]:
+    """Return where the loss is above that of the best snapshot by more than the interval of the paired difference."""
+    answers = [Answer.OPEN] * len(loss)
+    rows = np.flatnonzero(np.isfinite(loss).any(axis=1))
+    # only the samples that every measured snapshot has: means over different ones cannot be compared
+    paired = loss[rows][:, np.isfinite(loss[rows]).all(axis=0)]
+    if not paired.size:
+        return tuple(answers)
+    best = int(paired.mean(axis=1).argmin())
+    for at, row in zip(rows, paired, strict=True):
+        difference = row - paired[best]
+        if at <= rows[best]:
+            answers[at] = Answer.NO
+        elif difference.mean() > half_width(difference):  # never for one sample, whose interval is NaN
+            answers[at] = Answer.YES
+    return tuple(answers)
+
+
+def _count(value: float) -> Answer:
+    return Answer.OPEN if np.isnan(value) else Answer.YES if value > 0 else Answer.NO
+
+
+def _unstable(ds: xr.Dataset, names: Sequence[str]) -> list[Answer]:
+    """Return where a fixed point is unstable: yes if one is known to be, no if all are known not to be."""
+    some = sum(ds[name].values for name in names)
+    others = ds["undecided"].values + ds["no_fixed_point"].values
+    return [
+        Answer.OPEN if np.isnan(n) else Answer.YES if n > 0 else Answer.NO if left == 0 else Answer.OPEN
+        for n, left in zip(np.atleast_1d(some), others, strict=True)
+    ]
+
+
+def _unfaithful(ds: xr.Dataset) -> list[Condition]:
+    found = []
+    ends = ds["cosine_interval"].transpose("estimator", "step", "bound").values
+    for name, values in zip(ds["estimator"].values, ends, strict=True):
+        answers = tuple(
+            Answer.YES if high < FAITHFUL else Answer.NO if low >= FAITHFUL else Answer.OPEN for low, high in values
+        )
+        found.append(Condition(f"the cosine of {name} is below {FAITHFUL:g}", answers))
+    return found

@@ -67,6 +67,7 @@ class Probe(ABC):
         Params: The probe's parameters.
         needs_loss: Whether the system must have a loss.
         needs_causal: Whether the system must be causal over tokens.
+        needs_relaxation: Whether the system must relax; False for what looks at loss and gradient alone.
         overrides: Common options of the command line (``eps``) that a parameter of the same name takes the place of.
     """
 
@@ -75,6 +76,7 @@ class Probe(ABC):
     Params: ClassVar[type[Params]]
     needs_loss: ClassVar[bool] = False
     needs_causal: ClassVar[bool] = False
+    needs_relaxation: ClassVar[bool] = True
     overrides: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
@@ -125,6 +127,11 @@ class Probe(ABC):
         Raises:
             UsageError: If it does not.
         """
+        if self.needs_relaxation and not system.relaxes:
+            raise UsageError(
+                f"the probe {self.name!r} looks at a relaxation, but {system.name} computes its output in one pass and "
+                "does not relax; ask for its loss or gradient (triangulate, navg), or choose a block that relaxes"
+            )
         if self.needs_loss and not system.has_loss:
             raise UsageError(f"the probe {self.name!r} needs a loss, but {system.name} has none; bind it with targets")
         if self.needs_causal and not system.structure.causal:

@@ -86,6 +86,7 @@ class LrsweepProbe(Probe):
     version = 1
     Params: ClassVar[type[Params]] = LrsweepParams
     needs_loss = True
+    needs_relaxation = False
 
     def check(self, system: System) -> None:
         """Verify that the system has a loss and can be bound again with other weights.

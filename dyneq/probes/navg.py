@@ -49,6 +49,7 @@ class NavgProbe(Probe):
     version = 1
     Params: ClassVar[type[Params]] = NavgParams
     needs_loss = True
+    needs_relaxation = False
 
     def run(self, system: System, params: NavgParams, progress: Progress = silent) -> xr.Dataset:
         """Measure every estimator on every batch, and the cosine after averaging over n of them.

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from dyneq.errors import DyneqError, UsageError
 from dyneq.systems.parts.continuation import cross_entropy
-from dyneq.systems.protocol import Product, Structure, System, Time
+from dyneq.systems.protocol import Product, Structure, System, Time, autograd_products
 
 
 class EquilibriumBlock(nn.Module):
@@ -23,11 +23,17 @@ class EquilibriumBlock(nn.Module):
         config: Everything that defines the block but its weights; plain values, stored in checkpoints.
         eps: Default step size of the relaxation.
         causal: Whether the force is causal over tokens.
+        time: Whether the relaxation discretises a flow or is a map, with ``eps`` 1.
+        relaxes: Whether it relaxes at all; False for a block that computes in one pass.
+        mask: Index of the token that stands for one to be filled in, None for blocks that complete no masked tokens.
     """
 
     config: BaseModel
     eps: float
     causal: bool = True
+    time: Time = Time.FLOW
+    relaxes: bool = True
+    mask: int | None = None
 
     @abstractmethod
     def embed(self, tokens: Tensor) -> Tensor:
@@ -46,16 +52,35 @@ class EquilibriumBlock(nn.Module):
         """Return the parameters by group (attn, ffn, ln, emb, head)."""
 
     @abstractmethod
-    def branches(self, z: Tensor) -> dict[str, Tensor]:
+    def branches(self, z: Tensor, x: Tensor) -> dict[str, Tensor]:
         """Return the state-dependent branches of the force, each of the shape of ``z``."""
 
-    @abstractmethod
-    def linearize(self, z: Tensor, tokens_only: bool) -> tuple[Product, Product]:
-        """Return the products with the Jacobian at ``z`` and its transpose, whole or token-diagonal."""
+    def linearize(self, z: Tensor, x: Tensor, tokens_only: bool) -> tuple[Product, Product]:
+        """Return the products with the Jacobian at ``z`` and its transpose, whole or token-diagonal.
 
-    @abstractmethod
+        By default :meth:`force` is differentiated.
+        """
+        given, context = x.detach(), z.detach() if tokens_only else None
+        return autograd_products(lambda y: self.force(y, given, context), z)
+
     def token_force(self, token: int, context: Tensor, x: Tensor) -> Callable[[Tensor], Tensor]:
         """Return ``z_t -> F_t`` with the tokens before ``token`` held at ``context``."""
+
+        def of(z_t: Tensor) -> Tensor:
+            z = torch.cat([context[:, :token], z_t[:, None]], dim=1)
+            return self.force(z, x[:, : token + 1], z)[:, token]
+
+        return of
+
+    def examples(self, tokens: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the tokens and targets of the task the block is trained on, made of text and its next tokens.
+
+        Args:
+            tokens: Token indices ``[sample, token]``.
+            targets: The next token of each.
+            generator: Source of whatever is drawn, on the CPU.
+        """
+        return tokens, targets
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -97,15 +122,19 @@ class EquilibriumBlock(nn.Module):
             eps: Step size; the block's default if None.
 
         Raises:
+            UsageError: If another step size is asked of a map.
             DyneqError: If the indices do not fit the block.
         """
+        if self.time is Time.MAP and eps not in (None, self.eps):
+            raise UsageError(
+                f"{type(self).__name__} is a map: it has no step size to change (eps is 1), but eps={eps} was asked "
+                "for; leave eps out"
+            )
         return BoundBlock(self, tokens, targets, self.eps if eps is None else eps)
 
 
 class BoundBlock(System):
     """An :class:`EquilibriumBlock` with its weights as they are now and one batch of tokens."""
-
-    time = Time.FLOW
 
     def __init__(self, block: EquilibriumBlock, tokens: Tensor, targets: Tensor | None, eps: float) -> None:
         if tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.shape[0] == 0:
@@ -122,7 +151,7 @@ class BoundBlock(System):
             raise UsageError(f"eps must be positive and finite, but {eps} was asked for; the usual value is 0.1")
         self.block, self.tokens, self.targets, self.eps = block, tokens, targets, float(eps)
         self.structure = Structure(token_axis=1, causal=block.causal)
-        self.name = type(block).__name__
+        self.name, self.time, self.relaxes = type(block).__name__, block.time, block.relaxes
         self.has_loss = targets is not None
         self.loss_terms = tokens.shape[1]
         # embedded now, after any weights were loaded: a cached x from before loading is a trap the log fell into
@@ -162,13 +191,13 @@ class BoundBlock(System):
         return {group: dict(members) for group, members in self.block.parameter_groups().items()}
 
     def branches(self, z: Tensor) -> dict[str, Tensor]:
-        """Return the attention and feed-forward branches at ``z``."""
-        return self.block.branches(z)
+        """Return the block's branches at ``z``."""
+        return self.block.branches(z, self.x)
 
     def select(self, samples: Tensor) -> "BoundBlock":
         """Return the same block bound to some of the samples, indices ``[k]``."""
         targets = None if self.targets is None else self.targets[samples]
-        return BoundBlock(self.block, self.tokens[samples], targets, self.eps)
+        return type(self)(self.block, self.tokens[samples], targets, self.eps)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -193,7 +222,7 @@ class BoundBlock(System):
 
     def linearize(self, z: Tensor) -> tuple[Product, Product]:
         """Return the products with the whole Jacobian at ``z`` and with its transpose."""
-        return self.block.linearize(z, tokens_only=False)
+        return self.block.linearize(z, self.x, tokens_only=False)
 
     def linearize_tokens(self, z: Tensor) -> tuple[Product, Product]:
         """Return the products with the token-diagonal Jacobian at ``z`` and with its transpose.
@@ -202,7 +231,7 @@ class BoundBlock(System):
             DyneqError: If the block is not causal.
         """
         self.require_causal("the token-diagonal Jacobian")
-        return self.block.linearize(z, tokens_only=True)
+        return self.block.linearize(z, self.x, tokens_only=True)
 
     def token_force(self, token: int, context: Tensor) -> Callable[[Tensor], Tensor]:
         """Return ``z_t -> F_t`` with the earlier tokens' keys and values computed once.

@@ -53,7 +53,9 @@ def assemble(held: object) -> Checkpoint:
             block.embed(indices)
     except DyneqError as error:
         raise DyneqError(f"the pinned evaluation batch does not fit the block: {error}") from None
-    highest = int(torch.maximum(evaluation.tokens, evaluation.targets).max())
+    # the mask stands for a symbol and is none; targets are symbols throughout
+    tokens = evaluation.tokens if block.mask is None else evaluation.tokens[evaluation.tokens != block.mask]
+    highest = int(torch.cat([tokens.flatten(), evaluation.targets.flatten()]).max())
     if highest >= len(vocabulary):
         raise DyneqError(
             f"the checkpoint's vocabulary has {len(vocabulary)} symbols, but its evaluation batch uses {highest}; "

@@ -15,7 +15,7 @@ class Delegate(System):
     def __init__(self, parent: System) -> None:
         self.parent = parent
         self.name, self.time, self.eps, self.structure = parent.name, parent.time, parent.eps, parent.structure
-        self.has_loss, self.loss_terms = parent.has_loss, parent.loss_terms
+        self.has_loss, self.loss_terms, self.relaxes = parent.has_loss, parent.loss_terms, parent.relaxes
 
     def force(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the parent's F(z)."""

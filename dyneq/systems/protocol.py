@@ -60,6 +60,8 @@ class System(ABC):
         structure: Axes and causality of the state.
         has_loss: Whether :meth:`loss` gives one.
         loss_terms: How many terms a sample's loss is the mean of, such as its tokens; nudges use their sum.
+        relaxes: Whether it relaxes; one that computes in a single pass starts at its root, and probes of relaxations
+            refuse it.
     """
 
     name: str = "system"
@@ -68,6 +70,7 @@ class System(ABC):
     structure: Structure = Structure()
     has_loss: bool = False
     loss_terms: int = 1
+    relaxes: bool = True
 
     @abstractmethod
     def force(self, z: Tensor, context: Tensor | None = None) -> Tensor:
@@ -265,7 +268,7 @@ class _Selected(System):
             )
         self.parent, self.indices = parent, samples
         self.name, self.time, self.eps, self.structure = parent.name, parent.time, parent.eps, parent.structure
-        self.has_loss, self.loss_terms = parent.has_loss, parent.loss_terms
+        self.has_loss, self.loss_terms, self.relaxes = parent.has_loss, parent.loss_terms, parent.relaxes
         self._z0 = parent.initial_state()
 
     def _embed(self, z: Tensor) -> Tensor:

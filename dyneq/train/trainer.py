@@ -12,7 +12,7 @@ from dyneq.errors import DyneqError
 from dyneq.gradients import registry
 from dyneq.gradients.base import Gradient, Grouped
 from dyneq.systems.block import EquilibriumBlock
-from dyneq.systems.checkpoint import Checkpoint, block_of_kind
+from dyneq.systems.checkpoint import Checkpoint, EvaluationBatch, block_of_kind
 from dyneq.train.data import Corpus
 from dyneq.train.log import Record
 from dyneq.train.penalties import Penalty, combine
@@ -47,11 +47,13 @@ class Trainer:
         self.device, self.dtype = torch.device(device), getattr(torch, recipe.run.dtype)
         tokens = recipe.block["tokens"]
         corpus.require(tokens, recipe.data.evaluation_samples)
-        self.evaluation = corpus.evaluation_batch(recipe.data.evaluation_samples, tokens, recipe.data.evaluation_seed)
+        drawn = corpus.evaluation_batch(recipe.data.evaluation_samples, tokens, recipe.data.evaluation_seed)
         self.estimator = registry.build(
             recipe.gradient["name"], {key: value for key, value in recipe.gradient.items() if key != "name"}
         )
         self.block = self._new_block().to(self.device, self.dtype)
+        seeded = torch.Generator().manual_seed(recipe.data.evaluation_seed)
+        self.evaluation = EvaluationBatch(*self.block.examples(drawn.tokens, drawn.targets, seeded), drawn.source)
         self.parameters = {n: p for members in self.block.parameter_groups().values() for n, p in members.items()}
         optimizer = recipe.optimizer
         self.optimizer = _OPTIMIZERS[optimizer.name](
@@ -79,6 +81,7 @@ class Trainer:
         began = time.perf_counter()
         step, drawn_from = self.step + 1, self.generator.get_state()
         tokens, targets = self.corpus.batch(self.recipe.run.batch, self.recipe.block["tokens"], self.generator)
+        tokens, targets = self.block.examples(tokens, targets, self.generator)
         system = self.block.bind(tokens.to(self.device), targets.to(self.device))
         gradient = self.estimator.gradient(system)
         direction, values = gradient.parameters, {}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dyneq.systems.parts.constrained import AttentionConstraint, projections, scale_free_
 from dyneq.systems.parts.continuation import linear, softmax
 from dyneq.systems.parts.copies import shallow_copy, with_weights
 from dyneq.systems.parts.norms import linearize_rms, rms_normalize
@@ -33,16 +34,21 @@ class CausalAttention(nn.Module):
         norm_eps: Small constant of that normalisation.
         form: ``plain`` materialises P; ``fused`` calls torch's fused kernel (no forward-mode derivative,
             no complex states, for which the plain form serves).
+        held_to: What the weights are held to; nothing if None.
     """
 
     def __init__(
-        self, channels: int, heads: int, bias: bool, qk_norm: bool, norm_eps: float, form: AttentionForm
+        self,
+        channels: int,
+        heads: int,
+        bias: bool,
+        qk_norm: bool,
+        norm_eps: float,
+        form: AttentionForm,
+        held_to: AttentionConstraint | None = None,
     ) -> None:
         super().__init__()
-        self.wq = nn.Linear(channels, channels, bias=bias)
-        self.wk = nn.Linear(channels, channels, bias=bias)
-        self.wv = nn.Linear(channels, channels, bias=bias)
-        self.wo = nn.Linear(channels, channels, bias=bias)
+        self.wq, self.wk, self.wv, self.wo = projections(channels, heads, bias, held_to)
         self.heads, self.qk_norm, self.norm_eps = heads, qk_norm, norm_eps
         self.form: AttentionForm = form
         self.scale = 1 / math.sqrt(channels // heads)
@@ -113,6 +119,10 @@ class CausalAttention(nn.Module):
             return linear(self.wo, self._merge(p[..., :-1] @ values + p[..., -1:] * v)).squeeze(-2)
 
         return of
+
+    def scale_output_(self, factor: float) -> None:
+        """Multiply W_O in place as far as it is free: not under ``rstr``, which fixes the norms of the products."""
+        scale_free_(self.wo, factor)
 
     def head_products(self) -> Tensor:
         """Return the product W_O W_V of every head ``[head, channel, channel]``."""

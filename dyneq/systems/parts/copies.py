@@ -17,16 +17,18 @@ def shallow_copy(module: M) -> M:
 
 
 def with_weights(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Return a linear map of other weights ``[out, in]``; gradients are tracked where they were, but start anew.
+    """Return a plain linear map of other weights ``[out, in]``; gradients are tracked where they were, but start anew.
 
     Args:
-        linear: The map whose place it takes.
+        linear: The map whose place it takes, possibly one whose weights are held to a constraint.
         weight: Its weights, possibly of another shape.
         bias: Its bias ``[out]``, or None.
     """
-    made = shallow_copy(linear)
-    made.out_features, made.in_features = weight.shape
-    tracked = linear.weight.requires_grad
+    out_features, in_features = weight.shape
+    made = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(made)  # nn.Linear itself would draw weights first
+    made.in_features, made.out_features = in_features, out_features
+    tracked = any(p.requires_grad for p in linear.parameters())
     made.weight = nn.Parameter(weight.detach(), requires_grad=tracked)
     made.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=tracked))
-    return made
+    return made.train(linear.training)

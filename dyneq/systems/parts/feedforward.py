@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dyneq.systems.parts import continuation
+from dyneq.systems.parts.copies import shallow_copy, with_weights
 from dyneq.systems.protocol import Product
 
 Gelu = Literal["erf", "tanh"]
@@ -45,6 +46,12 @@ class FeedForward(nn.Module):
             return continuation.linear(self.pj, continuation.gelu(continuation.linear(self.fc, u), self.gelu))
         approximate = "none" if self.gelu == "erf" else "tanh"
         return self.pj(functional.gelu(self.fc(u), approximate=approximate))
+
+    def scaled(self, alpha: float) -> "FeedForward":
+        """Return a copy whose output is scaled, pj with its bias; fc is shared."""
+        copy, pj = shallow_copy(self), self.pj
+        copy.pj = with_weights(pj, alpha * pj.weight, None if pj.bias is None else alpha * pj.bias)
+        return copy
 
     def linearize(self, u: Tensor) -> tuple[Product, Product]:
         """Return ``v -> J v`` and ``w -> J^T w`` at ``u``."""

@@ -17,6 +17,13 @@ class LayerNorm(nn.LayerNorm):
             return continuation.layer_norm(u, self.weight, self.bias, self.eps)
         return super().forward(u)
 
+    def pull_back(self, u: Tensor, w: Tensor) -> Tensor:
+        """Return J^T w at ``u``, of the shape of ``u``, as a differentiable function of both."""
+        centred = u - u.mean(-1, keepdim=True)
+        inverse = (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        xhat, g = centred * inverse, w * self.weight
+        return (g - g.mean(-1, keepdim=True) - xhat * (xhat * g).mean(-1, keepdim=True)) * inverse
+
     def linearize(self, u: Tensor) -> tuple[Tensor, Product, Product]:
         """Return the output at ``u``, ``v -> J v`` and ``w -> J^T w``.
 

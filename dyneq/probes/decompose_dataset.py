@@ -29,6 +29,7 @@ def dataset(found: Parts) -> xr.Dataset:
     """
     by_parameter = combined(found)
     groups = list(dict.fromkeys(found.groups))
+    groups = [] if groups == [ALL] else groups  # the only group of a plain module is called so itself
     member = np.array([np.ones(len(found.groups)), *(np.array(found.groups) == g for g in groups)], dtype=float)
     by_group = np.einsum("gp,pbij->gbij", member, by_parameter)
     variables: dict[str, Any] = {}

@@ -189,7 +189,8 @@ def _directions(
         finally:
             out.seconds[e] = time.perf_counter() - begun
         directions.append(gradient.parameters)
-        out.norm[e], out.scale[e] = norm, out.norm[0] / norm if normalised else 1.0
+        out.norm[e] = norm
+        out.scale[e] = out.norm[0] / norm if normalised else 1.0
         out.cost[e] = np.nan if gradient.cost is None else gradient.cost
         for mark, where in gradient.marks.items():
             flags = out.marks.setdefault(mark, np.zeros((len(out.entries), len(out.role)), dtype=bool))

@@ -5,10 +5,10 @@ interval of the mean difference (the lag) decides:
 
 - *first*: the gradient the others are compared with;
 - *uphill*: its exact first-order slope is positive: small enough steps along it raise the loss of the batch;
-- *direction*: it lags, although its best rate lies inside the grid, and still does at the vertex of the parabola
-  through the rate and its two neighbours, which is what a finer grid would find;
 - *as far*: the lag's interval lies within a tenth of what the first gradient descends;
 - *learning rate*: the same, but at the first gradient's best rate it lags: its scale was wrong, not its direction;
+- *direction*: it lags otherwise, although its best rate lies inside the grid, and still does at the vertex of the
+  parabola through the rate and its two neighbours, which is what a finer grid would find;
 - *farther*: it is ahead of the first gradient even at the vertex of that one's parabola;
 - *undetermined*: anything else, such as a best rate at an end of the grid.
 """
@@ -23,6 +23,8 @@ from dyneq.probes.lrsweep_measure import Sweep
 
 #: Share of the first gradient's descent within which another is said to descend as far.
 EQUAL = 0.1
+#: Share of it below which a lag is nothing: interpolation and rounding make as much.
+NEGLIGIBLE = 1e-3
 
 
 class Verdict(enum.StrEnum):
@@ -138,14 +140,14 @@ def _verdict(change: Array, found: Sweep, e: int, best: list[int], place: list[P
     i, j = best[e], best[0]
     if i < 0 or j < 0 or change[0, j].mean() >= 0:
         return Verdict.UNDETERMINED
-    if lag.low > 0:
-        at_best = student_interval(at_vertex(change[e], found.lr, i) - change[0, j])
-        return Verdict.DIRECTION if place[e] is Place.INSIDE and at_best.low > 0 else Verdict.UNDETERMINED
     inside = place[e] is Place.INSIDE and place[0] is Place.INSIDE
-    room = EQUAL * abs(change[0, j].mean())
+    descent = abs(change[0, j].mean())
+    room, nothing = EQUAL * descent, NEGLIGIBLE * descent
     if inside and -room <= lag.low and lag.high <= room:
         behind = _difference(change[e], j, change[0], j)
         return Verdict.LEARNING_RATE if i != j and not behind.low <= room else Verdict.AS_FAR
-    if place[0] is Place.INSIDE and student_interval(change[e, i] - at_vertex(change[0], found.lr, j)).high < 0:
-        return Verdict.FARTHER
-    return Verdict.UNDETERMINED
+    if lag.low > 0:
+        at_best = student_interval(at_vertex(change[e], found.lr, i) - change[0, j])
+        return Verdict.DIRECTION if place[e] is Place.INSIDE and at_best.low > nothing else Verdict.UNDETERMINED
+    ahead = student_interval(change[e, i] - at_vertex(change[0], found.lr, j))
+    return Verdict.FARTHER if place[0] is Place.INSIDE and ahead.high < -nothing else Verdict.UNDETERMINED

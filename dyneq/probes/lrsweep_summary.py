@@ -97,7 +97,7 @@ def _gradient(ds: xr.Dataset, e: int) -> Finding:
         return Finding("warning", f"{label}: no finite loss at any learning rate tried; try lower ones")
     text = f"{label}: best at lr {rate:g}, loss {change_text(best_ends(ds, e))} nats"
     if HELDOUT in ds["part"].values:
-        text += f", {change_text(best_ends(ds, e, HELDOUT))} on samples it has not seen"
+        text += f", {change_text(best_ends(ds, e, HELDOUT))} on samples it has not seen{_unseen(ds, e)}"
     slope, promise = float(ds["slope"].values[e]), float(ds["promise"].values[e])
     if promise < 0 and np.isfinite(slope):
         kept = slope / promise
@@ -115,11 +115,26 @@ def _gradient(ds: xr.Dataset, e: int) -> Finding:
         Verdict.LEARNING_RATE: f"; it descends as far as {first}, but at another learning rate: its scale differs, "
         "not its direction",
         Verdict.FARTHER: f"; it descends farther than {first} ({change_text(lag)})",
-        Verdict.UNDETERMINED: f"; whether it falls short of {first} for want of direction or of learning rate is "
-        f"undetermined ({change_text(lag)} at the best rate of each)",
+        Verdict.UNDETERMINED: (
+            f"; it falls short of {first}, whether for want of direction or of learning rate is undetermined"
+            if lag.low > 0
+            else f"; whether it descends as far as {first} is undetermined"
+        )
+        + f" ({change_text(lag)} at the best rate of each)",
         Verdict.REFUSED: "",
     }[verdict]
     return Finding("undetermined" if verdict is Verdict.UNDETERMINED else "fact", text)
+
+
+def _unseen(ds: xr.Dataset, e: int) -> str:
+    """Return where the held-out samples' loss is lowest, if at another rate than the batch's."""
+    part = ds["part"].values.tolist().index(HELDOUT)
+    mean = ds["change"].values[part, e]
+    i = int(np.where(np.isfinite(mean), mean, np.inf).argmin())
+    if ds["lr"].values[i] == ds["best_lr"].values[e]:
+        return ""
+    end = Ends.of(ds, "change", part=part, estimator=e, lr=i)
+    return f" (lowest at lr {ds['lr'].values[i]:g}: {change_text(end)})"
 
 
 def _residual(ds: xr.Dataset, e: int) -> str:

@@ -47,8 +47,9 @@ def usable_samples(system: System, samples: int | None, depth: int, generator: t
     held = torch.tensor([s is not Status.DIVERGED for s in relaxation.status]).nonzero().flatten()
     if len(held) < fewest:
         raise DyneqError(
-            f"at least {fewest} samples are needed, but the relaxation of {count - len(held)} of {count} diverged "
-            f"within {depth} steps; lower eps, take an earlier snapshot, or use more samples"
+            f"at least {fewest} sample{'s' if fewest > 1 else ''} must stay finite, but the relaxation of "
+            f"{count - len(held)} of {count} diverged within {depth} steps; lower eps, take an earlier snapshot, or "
+            "use more samples"
         )
     return Usable(part, relaxation, held[torch.randperm(len(held), generator=generator)])
 

@@ -27,8 +27,8 @@ class AblationParams(Params):
         ("n=2,4", "r=0.02,0.1", "t2=20,60"), description="option and its values, such as r=0.02,0.05,0.1"
     )
     ref: str = Field("bptt400", description="reference")
-    batches: int = Field(8, ge=1, le=64, description="disjoint batches the samples are dealt into")
-    samples: int | None = Field(16, ge=1, description="samples to use, the first ones; all if null")
+    batches: int = Field(6, ge=1, le=64, description="disjoint batches the samples are dealt into")
+    samples: int | None = Field(12, ge=1, description="samples to use, the first ones; all if null")
     t1: int | None = Field(
         None, ge=1, description="steps of the free phase where a spec states none; those of the reference if null"
     )
@@ -58,6 +58,7 @@ class AblationProbe(Probe):
     version = 1
     Params: ClassVar[type[Params]] = AblationParams
     needs_loss = True
+    needs_relaxation = False
 
     def run(self, system: System, params: AblationParams, progress: Progress = silent) -> xr.Dataset:
         """Measure the estimator at every point of the grid, on the same batches.

@@ -1,6 +1,7 @@
 """The grid of an ablation: every combination of the values asked for, each a spec of the estimator."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,15 +57,16 @@ def parse_grid(base: str, asked: Sequence[str]) -> Grid:
         if key in options or key in fixed:
             raise UsageError(f"the option {key!r} is set twice; name it in one --grid only, and not in --estimator")
         options[key] = values
-    points = list(itertools.product(*(range(len(v)) for v in options.values())))
-    if len(points) < 2:
+    count = math.prod(len(v) for v in options.values())
+    if count < 2:
         raise UsageError("a grid of one point has nothing to compare; give --grid with several values, like r=0.02,0.1")
-    if len(points) > MOST:
-        raise UsageError(f"the grid has {len(points)} points, more than {MOST}; give fewer values")
+    if count > MOST:
+        raise UsageError(f"the grid has {count} points, more than {MOST}; give fewer values")
     for key, values in options.items():
         read = [getattr(registry.build(name, {**fixed, key: v}).params, key) for v in values]
         if len({repr(x) for x in read}) < len(read):
             raise UsageError(f"the grid gives a value of {key!r} twice ({','.join(values)}); leave one of them out")
+    points = list(itertools.product(*(range(len(v)) for v in options.values())))
     shown = {**fixed, **dict.fromkeys(options)}
     specs = []
     for point in points:

@@ -24,8 +24,8 @@ class TriangulateParams(Params):
     estimator: tuple[str, ...] = Field(
         ESTIMATORS, description="estimator, such as aep or holo:n=4,r=0.05; one that is a reference is not repeated"
     )
-    batches: int = Field(6, ge=1, le=64, description="disjoint batches the samples are dealt into")
-    samples: int | None = Field(24, ge=1, description="samples to use, the first ones; all if null")
+    batches: int = Field(5, ge=1, le=64, description="disjoint batches the samples are dealt into")
+    samples: int | None = Field(15, ge=1, description="samples to use, the first ones; all if null")
     t1: int | None = Field(
         None, ge=1, description="steps of the free phase where a spec states none; those of the first reference if null"
     )
@@ -55,6 +55,7 @@ class TriangulateProbe(Probe):
     version = 1
     Params: ClassVar[type[Params]] = TriangulateParams
     needs_loss = True
+    needs_relaxation = False
 
     def run(self, system: System, params: TriangulateParams, progress: Progress = silent) -> xr.Dataset:
         """Measure every estimator on every batch.

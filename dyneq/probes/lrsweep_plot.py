@@ -27,8 +27,9 @@ def plot_lrsweep(ds: xr.Dataset, ax: Any = None) -> Figure:
     palette = colormaps["tab10" if len(rows) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
     for k, e in enumerate(rows):
         colour = palette[k % len(palette)]
-        _changes(ds, axes[0], e, colour)
-        _residuals(ds, axes[1], e, colour)
+        wider = 1.6 * (len(rows) - 1 - k)  # gradients that agree would hide each other
+        _changes(ds, axes[0], e, colour, wider)
+        _residuals(ds, axes[1], e, colour, wider)
     _frame(ds, axes[0], rows)
     tol, base = float(ds.attrs["tol"]), ds["base_residual"].values
     axes[1].axhline(tol, color="0.5", lw=0.8, ls="--", zorder=0, label=f"settled, below {tol:g}")
@@ -46,7 +47,7 @@ def plot_lrsweep(ds: xr.Dataset, ax: Any = None) -> Figure:
     return figure_of(axes)
 
 
-def _changes(ds: xr.Dataset, ax: Axes, e: int, colour: Any) -> None:
+def _changes(ds: xr.Dataset, ax: Axes, e: int, colour: Any, wider: float) -> None:
     """Draw the change on the batch with intervals, on held-out samples, and to first order."""
     lr, parts = ds["lr"].values, ds["part"].values.tolist()
     value = ds["change"].values[parts.index(BATCH), e]
@@ -54,7 +55,18 @@ def _changes(ds: xr.Dataset, ax: Axes, e: int, colour: Any) -> None:
     low, high = (np.where(np.isfinite(x), x, value) for x in ends.T)
     bars = np.clip(np.stack([value - low, high - value]), 0, None)
     label = str(ds["estimator"].values[e])
-    ax.errorbar(lr, value, yerr=bars, fmt="o-", ms=4, lw=1.5, elinewidth=0.9, capsize=2, color=colour, label=label)
+    ax.errorbar(
+        lr,
+        value,
+        yerr=bars,
+        fmt="o-",
+        ms=4 + wider,
+        lw=1.5 + wider,
+        elinewidth=0.9,
+        capsize=2,
+        color=colour,
+        label=label,
+    )
     if HELDOUT in parts:
         ax.plot(lr, ds["change"].values[parts.index(HELDOUT), e], ls="--", lw=1.1, color=colour)
     ax.plot(lr, ds["foretold"].values[e], ls=":", lw=1.0, color=colour, alpha=0.8)
@@ -62,12 +74,12 @@ def _changes(ds: xr.Dataset, ax: Axes, e: int, colour: Any) -> None:
     ax.plot(lr[best], value[best], "*", ms=13, color=colour, mec="black", mew=0.6, zorder=5)
 
 
-def _residuals(ds: xr.Dataset, ax: Axes, e: int, colour: Any) -> None:
+def _residuals(ds: xr.Dataset, ax: Axes, e: int, colour: Any, wider: float) -> None:
     used = np.isin(ds["sample_role"].values, [BATCH, HELDOUT])
     residual = ds["residual"].values[e][:, used]
     lr = ds["lr"].values
     ax.plot(lr, np.median(residual, axis=1), color=colour, lw=1.0)
-    ax.plot(lr, residual.max(axis=1), color=colour, lw=2.2, label=str(ds["estimator"].values[e]))
+    ax.plot(lr, residual.max(axis=1), color=colour, lw=2.2 + wider, label=str(ds["estimator"].values[e]))
     lost = (ds["unsettled"].values[e] > 0) & np.isfinite(residual.max(axis=1))
     ax.plot(lr[lost], residual.max(axis=1)[lost], "x", color="black", ms=6, zorder=5)
 

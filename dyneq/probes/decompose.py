@@ -68,7 +68,6 @@ class DecomposeProbe(Probe):
     version = 1
     Params: ClassVar[type[Params]] = DecomposeParams
     needs_loss = True
-    needs_relaxation = False
 
     def run(self, system: System, params: DecomposeParams, progress: Progress = silent) -> xr.Dataset:
         """Measure; dimensions ``penalty``, ``group``, ``parameter``, ``batch`` and ``sample``.

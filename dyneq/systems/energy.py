@@ -10,6 +10,7 @@ points away from x, the descent shrinks the state until the constant in LN matte
 that constant is small: 1/softening. So it is no small constant here.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -104,7 +105,7 @@ class EnergyBlock(TokenBlock):
                 "for the whole sample"
             )
         u = self.ln(z)
-        descent = self.attn(u) + self.memory(u)
+        descent = self.memory(u) + self.attn(u)  # the memory first: it says why a complex state is refused
         return x - (1 + self.config.damping) * z + self.ln.pull_back(z, descent)
 
     def branches(self, z: Tensor, x: Tensor) -> dict[str, Tensor]:
@@ -197,17 +198,31 @@ class BoundEnergy(BoundBlock):
         """Return E(z) of each sample ``[sample]``, of which the force is the negative gradient."""
         return self.block.energy(z, self.x)
 
+    def loss(self, z: Tensor) -> Tensor:
+        """Return the mean cross-entropy of each sample's masked tokens ``[sample]``, nats per masked token.
+
+        Raises:
+            DyneqError: If the block was bound without targets.
+        """
+        if self.targets is None:
+            return super().loss(z)
+        return self._masked_loss(z, self.targets).mean(-1)
+
     def token_loss(self, z: Tensor) -> Tensor:
-        """Return the cross-entropy at every masked token ``[sample, masked token]``, nats.
+        """Return the cross-entropy at every token ``[sample, token]``, nats; NaN where it is not masked.
 
         Raises:
             DyneqError: If the block was bound without targets.
         """
         if self.targets is None:
             return super().token_loss(z)
+        found = self._masked_loss(z, self.targets)
+        return found.new_full(self.tokens.shape, math.nan).scatter(1, self._masked[1], found)
+
+    def _masked_loss(self, z: Tensor, targets: Tensor) -> Tensor:
         rows, columns = self._masked
-        logits, targets = self.block.logits(z[rows, columns]).flatten(0, 1), self.targets[rows, columns].flatten()
-        return functional.cross_entropy(logits, targets, reduction="none").view(columns.shape)
+        logits = self.block.logits(z[rows, columns]).flatten(0, 1)
+        return functional.cross_entropy(logits, targets[rows, columns].flatten(), reduction="none").view(columns.shape)
 
 
 def _masked_positions(tokens: Tensor, targets: Tensor, mask: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from dyneq.systems.parts import fields
 from dyneq.systems.parts.attention import AttentionForm, CausalAttention
+from dyneq.systems.parts.continuation import relu
 from dyneq.systems.parts.copies import shallow_copy
 from dyneq.systems.parts.norms import LayerNorm
 from dyneq.systems.parts.recurrent import Recurrent
@@ -88,11 +89,12 @@ class RectifiedBlock(TokenBlock):
 
     def force(self, z: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return relu(W z + x) - z; a context changes nothing, for no token sees another's state."""
-        return torch.relu(functional.linear(z, self.recurrent.matrix()) + x) - z
+        return self.branches(z, x)["recurrent"] - z
 
     def branches(self, z: Tensor, x: Tensor) -> dict[str, Tensor]:
         """Return ``recurrent``, relu(W z + x)."""
-        return {"recurrent": torch.relu(functional.linear(z, self.recurrent.matrix()) + x)}
+        w = self.recurrent.matrix()
+        return {"recurrent": relu(functional.linear(z, w.to(z.dtype)) + x)}
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """The energy block: a conservative force with a symmetric Jacobian, trained on masked completion and nothing else."""
 
+import copy
+
 import pytest
 import torch
 from kinds import bind, check_parts, check_products, dense, random_block, random_state, train
@@ -8,6 +10,9 @@ from dyneq.errors import DyneqError, UsageError
 from dyneq.gradients import registry
 from dyneq.systems.checkpoint import EvaluationBatch
 from dyneq.systems.checkpoint_io import load_checkpoint, save_checkpoint
+from dyneq.train.data import Corpus
+from dyneq.train.recipe import load_recipe
+from dyneq.train.trainer import Trainer
 
 MASK = 11
 
@@ -76,7 +81,7 @@ def test_ep_needs_no_correction_here():
     block = random_block("energy", resinit=0.2)
     bound = bind(block)
     flat = {}
-    for spec in ("adjoint:t1=300,steps=300", "ep:t1=300,t2=300,beta=0.02", "ep:t1=300,t2=300,beta=0.01"):
+    for spec in ("adjoint:t1=120,steps=120", "ep:t1=120,t2=120,beta=0.02", "ep:t1=120,t2=120,beta=0.01"):
         gradient = registry.parse(spec).gradient(bound)
         flat[spec] = torch.cat([p.flatten() for m in gradient.parameters.values() for p in m.values()])
     exact, coarse, fine = flat.values()
@@ -162,3 +167,28 @@ def test_checkpoints_with_masked_batches_are_read_back(tmp_path, checkpoint):
     save_checkpoint(tmp_path / "b.pt", checkpoint)
     with pytest.raises(DyneqError, match=f"has {vocabulary} symbols, but its evaluation batch uses {vocabulary}"):
         load_checkpoint(tmp_path / "b.pt")  # a mask is no symbol to be completed
+
+
+def test_training_masks_and_continues_bit_for_bit():
+    """The masks come from the run's own generator, so that a resumed run draws the same ones."""
+    recipe = load_recipe(
+        overrides=[
+            *("block.kind=energy", "block.channels=8", "block.heads=2", "block.tokens=6", "data.evaluation_samples=4"),
+            *("run.batch=3", "run.relaxation=5", "gradient=bptt5", "run.steps=6"),
+        ]
+    )
+    corpus = Corpus("text", "the cat sat on the mat and the dog sat on the log " * 20)
+    whole, first = Trainer(recipe, corpus), Trainer(recipe, corpus)
+    assert torch.equal(whole.evaluation.tokens, first.evaluation.tokens)
+    hidden = whole.evaluation.tokens == whole.block.mask
+    assert (hidden.sum(1) == 1).all()
+    assert torch.equal(whole.evaluation.tokens[~hidden], whole.evaluation.targets[~hidden])
+    losses = [whole.update()["loss"] for _ in range(6)]
+    assert [first.update()["loss"] for _ in range(3)] == losses[:3]
+    kept = copy.deepcopy(first.checkpoint(with_state=True))
+    second = Trainer(recipe, corpus)
+    second.restore(kept, kept.block.state_dict())
+    assert [second.update()["loss"] for _ in range(3)] == losses[3:]
+    for one, two in zip(whole.block.parameters(), second.block.parameters(), strict=True):
+        assert torch.equal(one, two)
+    assert whole.evaluate()["validation_loss"] == second.evaluate()["validation_loss"]

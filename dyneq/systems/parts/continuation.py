@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dyneq.errors import DyneqError
+
 
 def linear(layer: nn.Linear, u: Tensor) -> Tensor:
     """Return ``layer(u)``, the real weights applied to complex ``u`` as well."""
@@ -59,6 +61,20 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     relative = logits - logits.gather(-1, targets[:, None])  # a phase common to all drops out before the logarithm
     shift = relative.real.detach().amax(-1, keepdim=True)
     return (relative - shift).exp().sum(-1).log() + shift.squeeze(-1)
+
+
+def relu(x: Tensor) -> Tensor:
+    """Return the positive part of real ``x``.
+
+    Raises:
+        DyneqError: If ``x`` is complex: there is no holomorphic function that continues it.
+    """
+    if x.is_complex():
+        raise DyneqError(
+            "a relu has no holomorphic continuation, so complex states have no force here; use an estimator with real "
+            "nudges (holo2 or aep)"
+        )
+    return torch.relu(x)
 
 
 def gelu(x: Tensor, form: str) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from dyneq.systems.parts.continuation import linear, relu
 from dyneq.systems.parts.copies import shallow_copy
 from dyneq.systems.protocol import Product
 
@@ -10,7 +11,7 @@ from dyneq.systems.protocol import Product
 class HopfieldMemory(nn.Module):
     """``relu(u Xi) Xi^T`` on ``[..., channel]``, which is -dE/du of E(u) = -|relu(u Xi)|^2 / 2.
 
-    It has no holomorphic continuation, and complex states are refused by torch itself.
+    It has no holomorphic continuation, and complex states are refused.
 
     Args:
         channels: Width C.
@@ -31,7 +32,7 @@ class HopfieldMemory(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """Return -dE/du, of the shape of ``u``."""
-        recalled = torch.matmul(torch.relu(self.xi(u)), self.xi.weight)
+        recalled = torch.matmul(relu(linear(self.xi, u)), self.xi.weight)
         return recalled if self.gain == 1 else self.gain * recalled
 
     def scaled(self, alpha: float) -> "HopfieldMemory":

@@ -90,6 +90,8 @@ def drift(
     ds = xr.concat(rows, "step", data_vars="all", coords="minimal", compat="override", join="outer")
     depth, state = _places(parts)
     ds = describe(_with_rates(ds, rates), residual_depth=depth, state=state, reference=measuring.reference)
+    if measuring.horizon:
+        ds["cosine"].attrs["horizon"] = measuring.horizon
     ds.attrs = {
         "run": run.name,
         "learning_rates": rates.source,

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import xarray as xr
 
-from dyneq.catalog.drift_turns import Turn, conditions, turn, unknown_pairs, unordered
+from dyneq.catalog.drift_turns import FAITHFUL, Turn, conditions, turn, unknown_pairs, unordered
 from dyneq.probes.base import Finding
 
 
@@ -114,6 +114,16 @@ def _doubts(ds: xr.Dataset) -> list[Finding]:
             "other samples; comparisons use the samples that are finite everywhere"
         )
         found.append(Finding("warning", text))
+    horizon = str(ds["cosine"].attrs.get("horizon", "")) if "cosine" in ds else ""
+    if horizon:
+        low = ds["cosine_interval"].sel(estimator=horizon, bound="low").values
+        if (open_at := ds["step"].values[low < FAITHFUL]).size:
+            text = (
+                f"the reference {ds['cosine'].attrs['reference']} is not known to be settled at the steps "
+                f"{', '.join(map(str, open_at[:6]))} (cosine with {horizon} not above {FAITHFUL:g}): a low cosine "
+                "there need not be the estimator's fault"
+            )
+            found.append(Finding("warning", text))
     if "no_fixed_point" in ds and np.nansum(ds["no_fixed_point"].values):
         worst = int(np.nanargmax(ds["no_fixed_point"].values))
         text = (

@@ -12,7 +12,8 @@ from dyneq.probes.gradient_dataset import ALL
 def of_triangulate(ds: xr.Dataset) -> xr.Dataset:
     """Return cosine, norm ratio and self-cosine of every estimator, and of the reference at its other depth.
 
-    The attribute ``reference`` names what they are held against, ``refusals`` (JSON) the estimators that gave none.
+    The attribute ``reference`` names what they are held against, ``horizon`` the reference at its other depth (empty if
+    there is none), and ``refusals`` (JSON) the estimators that gave no gradient.
 
     Args:
         ds: A result of the probe.
@@ -24,9 +25,15 @@ def of_triangulate(ds: xr.Dataset) -> xr.Dataset:
         for quantity in ("cosine", "norm_ratio", "self_cosine")
         for name in (quantity, f"{quantity}_error")
     }
-    found["cosine_interval"] = (("estimator", "bound"), held["cosine_interval"].transpose("estimator", "bound").values)
+    for name in ("cosine_interval", "norm_ratio_interval"):
+        found[name] = (("estimator", "bound"), held[name].transpose("estimator", "bound").values)
     found["marked_samples"] = ("estimator", own["marked"].any("mark").sum("sample").values.astype(np.float64))
     refusals = {str(n): str(r) for n, r in zip(own["estimator"].values, own["refusal"].values, strict=True) if r}
     coords = {"estimator": own["estimator"].values, "bound": ds["bound"].values}
-    attributes = {"reference": str(ds["reference"].values[0]), "refusals": json.dumps(refusals)}
+    horizon = [str(n) for n, role in zip(own["estimator"].values, own["role"].values, strict=True) if role == "horizon"]
+    attributes = {
+        "reference": str(ds["reference"].values[0]),
+        "horizon": "".join(horizon[:1]),
+        "refusals": json.dumps(refusals),
+    }
     return xr.Dataset(found, coords, attributes)

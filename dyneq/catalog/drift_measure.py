@@ -37,6 +37,7 @@ class Measuring:
         first: The first snapshot that could be opened.
         refused: Probes and estimators that do not fit, and why.
         reference: What the gradients are held against, empty if none were.
+        horizon: The reference at its other depth, empty if there is none.
     """
 
     def __init__(self, parts: Sequence[Part], store: Store, settings: dict[str, Any]) -> None:
@@ -45,7 +46,7 @@ class Measuring:
         self.measured = self.found = 0
         self.first: Checkpoint | None = None
         self.refused: dict[str, str] = {}
-        self.reference = ""
+        self.reference = self.horizon = ""
 
     def row(self, snapshot: Snapshot, progress: Progress) -> xr.Dataset | None:
         """Return everything measured of one snapshot, along a ``step`` of length one; None if there is nothing.
@@ -95,6 +96,7 @@ class Measuring:
             self.missing.append(Missing(subject.name, name, f"it is shown, but could not be stored: {done.unsaved}"))
         series = part.series(done.dataset)
         self.reference = series.attrs.get("reference", self.reference)
+        self.horizon = series.attrs.get("horizon", self.horizon)
         self.refused |= json.loads(series.attrs.get("refusals", "{}"))
         return [series]
 

@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from dyneq.catalog.drift_turns import FAITHFUL, Turn
 from dyneq.errors import UsageError
@@ -42,12 +43,14 @@ def plot_drift(ds: xr.Dataset, turns: Sequence[Turn] = (), ax: Any = None) -> Fi
         steps = ds["step"].values
         for turned in turns:
             if any(word in turned.text for word in words):
-                begin = steps[0] if turned.after is None else turned.after
-                one.axvspan(begin, turned.by, color="#fdd0a2", alpha=0.6, lw=0, zorder=0)
+                for stretch in (turned, *turned.earlier):
+                    begin = steps[0] if stretch.after is None else stretch.after
+                    one.axvspan(begin, stretch.by, color="#fdae6b", alpha=0.7, lw=0, zorder=0)
+                    one.axvspan(stretch.by, stretch.last, color="#fee6ce", alpha=0.7, lw=0, zorder=0)
         one.grid(axis="x", color="0.92", lw=0.6)
     axes[0].set_title(_title(ds), fontsize=10)
     axes[-1].set_xlabel(
-        "step (updates)" + ("; shaded: the snapshots between which the quantity turned" if turns else "")
+        "step (updates)" + ("; orange: the quantity turned between these snapshots; light: until here" if turns else "")
     )
     return figure
 
@@ -59,12 +62,11 @@ def _title(ds: xr.Dataset) -> str:
 
 def _loss(ds: xr.Dataset, ax: Axes) -> None:
     _recorded(ds, ax, "update", "log_loss", _FAINT)
-    bars = ds["validation_loss_error"].values
+    loss, bar = ds["validation_loss"].values, ds["validation_loss_error"].values
     depth = ds["validation_loss"].attrs.get("depth", "?")
-    label = f"measured at depth {depth}, +- 95 % over samples"
-    ax.errorbar(
-        ds["step"], ds["validation_loss"], yerr=_drawn(bars), color=_MAIN, marker="o", ms=4, capsize=2, label=label
-    )
+    ax.plot(ds["step"], loss, color=_MAIN, marker="o", ms=4, label=f"measured at depth {depth}")
+    band = "+- 95 % over samples; differences are paired and tighter"
+    ax.fill_between(ds["step"], loss - bar, loss + bar, color=_MAIN, alpha=0.1, lw=0, label=band)
     ax.set_ylabel("validation loss,\nnats per token")
     ax.legend(fontsize=8)
 
@@ -93,8 +95,7 @@ def _abscissa(ds: xr.Dataset, ax: Axes) -> None:
     ax.axhline(0, color="black", lw=1)
     state = ds["abscissa"].attrs.get("state", "")
     ax.set_ylabel(f"abscissa {f'at {state},' if state else ''}\n1/time (above 0: unstable)")
-    if "unstable" in ds:
-        _counted(ds, ax)
+    ax.legend(fontsize=8)
 
 
 def _radius(ds: xr.Dataset, ax: Axes) -> None:
@@ -103,23 +104,22 @@ def _radius(ds: xr.Dataset, ax: Axes) -> None:
     ax.set_ylabel("spectral radius\n(above 1: unstable)")
 
 
-def _counted(ds: xr.Dataset, ax: Axes) -> None:
-    """Write beside each point how many samples are unstable, flow and step alone, where any are."""
-    for step, value, flow, by_step in zip(
-        ds["step"].values, ds["abscissa"].values, ds["unstable"].values, ds["step_unstable"].values, strict=True
-    ):
-        if np.isfinite(value) and (flow > 0 or by_step > 0):
-            ax.annotate(
-                f"{flow:.0f} + {by_step:.0f}",
-                (step, value),
-                xytext=(0, 6),
-                textcoords="offset points",
-                fontsize=7,
-                ha="center",
-            )
-    if np.nansum(ds["unstable"].values) + np.nansum(ds["step_unstable"].values):
-        ax.plot([], [], " ", label="n + m: samples unstable by the flow + by the step alone")
-        ax.margins(y=0.25)
+def _counts(ds: xr.Dataset, ax: Axes) -> None:
+    kinds = (
+        ("unsettled", "force residual above 1e-3", "black", "s"),
+        ("unstable", "unstable by the flow (of a map: unstable)", _WORST, "o"),
+        ("step_unstable", "unstable by the step alone", "#d95f02", "v"),
+        ("undecided", "undecided", _FAINT, "x"),
+        ("no_fixed_point", "without a fixed point", "#7570b3", "+"),
+    )
+    for name, label, colour, marker in kinds:
+        values = ds[name].values if name in ds else np.zeros(0)
+        if values.size and (name in ("unsettled", "unstable") or (values > 0).any()):
+            ax.plot(ds["step"], values, color=colour, marker=marker, ms=5, lw=1, label=label)
+    if "sample" in ds.dims:
+        ax.set_ylabel(f"samples of {ds.sizes['sample']}")
+    ax.set_ylim(bottom=-0.3)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(fontsize=8)
 
 
@@ -149,7 +149,9 @@ def _cosine(ds: xr.Dataset, ax: Axes) -> None:
         ax.errorbar(ds["step"], value, yerr=bars, color=colour, marker="o", ms=4, capsize=2, label=str(estimator))
     ax.axhline(FAITHFUL, color="black", ls=":", lw=1)
     ax.axhline(0, color="black", lw=0.6)
-    ax.set_ylim(min(-0.05, float(np.nanmin(ds["cosine"].values)) - 0.05), 1.05)
+    drawn = np.concatenate([np.ravel(ds[name].values) for name in ("cosine", "cosine_interval")])
+    lowest = float(np.nanmin(drawn))
+    ax.set_ylim(min(-0.05, lowest - 0.05), 1.05)
     ax.set_ylabel(f"cosine to\n{ds['cosine'].attrs.get('reference', 'reference')}")
     ax.legend(fontsize=8)
 
@@ -170,12 +172,15 @@ _PANELS: tuple[tuple[str, Callable[[xr.Dataset, Axes], None], tuple[str, ...]], 
     ("force_residual", _residual, ("force residual",)),
     ("abscissa", _abscissa, ("abscissa",)),
     ("spectral_radius", _radius, ("spectral radius",)),
+    ("unstable", _counts, ()),
     ("cosine", _cosine, ("cosine",)),
 )
 
 
 def plot_runs(ds: xr.Dataset, ax: Any = None) -> Figure:
-    """Draw the validation loss of several runs against their cumulative learning rate, and against the step.
+    """Draw the loss of several runs against cumulative learning rate, and their differences to the first of them.
+
+    Where they cannot be compared, the second panel has the loss against the step.
 
     Args:
         ds: Several runs along ``run``.
@@ -188,43 +193,50 @@ def plot_runs(ds: xr.Dataset, ax: Any = None) -> Figure:
         raise UsageError("these runs have no measured loss to draw; leave --probe out, or add --probe residual")
     if ax is None:
         figure = Figure(figsize=(11, 4.6), layout="constrained")
-        axes: Sequence[Axes] = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2)).tolist()
+        axes: Sequence[Axes] = figure.subplots(1, 2, width_ratios=(3, 2)).tolist()
     else:
         axes = list(np.ravel(np.asarray(ax, dtype=object)))
         if len(axes) != 2:
             raise UsageError(f"several runs are drawn on two axes, but {len(axes)} were given; pass a pair")
         figure = axes[0].figure  # type: ignore[assignment]
-    for i, name in enumerate(ds["run"].values):
-        one, colour = ds.isel(run=i), _RUNS[i % len(_RUNS)]
-        for at, along, between in ((axes[0], "cumulative_lr", "log_cumulative_lr"), (axes[1], "step", "update")):
-            x = one[along].values.astype(float)
-            known = np.isfinite(x) & np.isfinite(one["validation_loss"].values)
-            if "log_loss" in one:
-                at.plot(one[between].values, one["log_loss"].values, color=colour, lw=1, alpha=0.35)
-            if known.any():
-                bars = _drawn(one["validation_loss_error"].values)[known]
-                at.errorbar(
-                    x[known],
-                    one["validation_loss"].values[known],
-                    yerr=bars,
-                    color=colour,
-                    marker="o",
-                    ms=4,
-                    capsize=2,
-                    label=str(name),
-                )
-            else:
-                at.plot([], [], color=colour, marker="o", ms=4, label=f"{name}: learning rates not known")
-    if "at_cumulative_lr" in ds.dims:
+    _against(ds, axes[0], "cumulative_lr", "log_cumulative_lr")
+    axes[0].set_xlabel("cumulative learning rate (sum of lr over the updates)")
+    if "difference" in ds:
+        _differences(ds, axes[1])
+        axes[1].set_xlabel("cumulative learning rate")
+        axes[1].set_title("difference where it is equal", fontsize=10)
         end = float(ds["at_cumulative_lr"].values[-1])
         axes[0].axvline(end, color="black", ls=":", lw=1, label="end of the common range")
-    depth = ds["validation_loss"].attrs.get("depth", "?")
-    axes[0].set_title("at equal learning rate spent", fontsize=10)
-    axes[1].set_title("at equal number of updates", fontsize=10)
-    axes[0].set_xlabel("cumulative learning rate (sum of lr over the updates)")
-    axes[1].set_xlabel("step (updates)")
-    axes[0].set_ylabel(
-        f"validation loss at depth {depth}, nats per token\n(faint: recorded in training, after T1 steps)"
-    )
+    else:
+        _against(ds, axes[1], "step", "update")
+        axes[1].set_xlabel("step (updates)")
+    axes[0].set_title("loss against learning rate spent", fontsize=10)
     axes[0].legend(fontsize=8)
     return figure
+
+
+def _against(ds: xr.Dataset, ax: Axes, along: str, recorded_along: str) -> None:
+    for i, name in enumerate(ds["run"].values):
+        one, colour = ds.isel(run=i), _RUNS[i % len(_RUNS)]
+        x = one[along].values.astype(float)
+        known = np.isfinite(x) & np.isfinite(one["validation_loss"].values)
+        if "log_loss" in one:
+            ax.plot(one[recorded_along].values, one["log_loss"].values, color=colour, lw=1, alpha=0.35)
+        label = str(name) if known.any() else f"{name}: learning rates not known"
+        ax.plot(x[known], one["validation_loss"].values[known], color=colour, marker="o", ms=4, label=label)
+    depth = ds["validation_loss"].attrs.get("depth", "?")
+    ax.set_ylabel(f"validation loss at depth {depth}, nats per token\n(faint: recorded in training, after T1 steps)")
+
+
+def _differences(ds: xr.Dataset, ax: Axes) -> None:
+    rate, compared = ds["at_cumulative_lr"].values, np.isfinite(ds["at_loss"].values).any(axis=1)
+    first = str(ds["run"].values[int(np.argmax(compared))])
+    for i, name in enumerate(ds["run"].values):
+        apart, bar = ds["difference"].values[i], ds["difference_error"].values[i]
+        if np.isfinite(apart).any():
+            colour = _RUNS[i % len(_RUNS)]
+            label = f"{name} minus {first}, 95 %"
+            ax.errorbar(rate, apart, yerr=_drawn(bar), color=colour, marker="o", ms=4, capsize=2, label=label)
+    ax.axhline(0, color="black", lw=1)
+    ax.set_ylabel("difference of validation loss, nats per token\n(paired by sample; with interpolation error)")
+    ax.legend(fontsize=8)

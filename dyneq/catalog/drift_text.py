@@ -14,21 +14,31 @@ NONE = "-"
 
 
 def table(ds: xr.Dataset) -> str:
-    """Return the series of one run, one row a snapshot, with the columns it has.
+    """Return the series of one run, one row a snapshot, with the columns it has; the gradient's in a second table.
 
     Args:
         ds: The series of one run.
     """
-    columns: dict[str, list[str]] = {"step": [str(int(s)) for s in ds["step"].values]}
+    steps = ("step", [str(int(s)) for s in ds["step"].values])
+    tables = [columns for columns in (_of_state(ds), _of_gradient(ds)) if columns]
+    lines: list[str] = []
+    for columns in tables or [[]]:
+        heads, cells = zip(steps, *columns, strict=True)
+        lines += [*aligned(heads, list(zip(*cells, strict=True))), ""]
+    return "\n".join([*lines, *_legend(ds)])
+
+
+def _of_state(ds: xr.Dataset) -> list[tuple[str, list[str]]]:
+    """Return heading and cells of the columns on learning rate, loss, residual and spectrum."""
+    columns: list[tuple[str, list[str]]] = []
 
     def add(head: str, name: str, form: Callable[[float], str]) -> None:
         if name in ds and np.isfinite(ds[name].values).any():
-            columns[head] = [_cell(v, form) for v in ds[name].values]
+            columns.append((head, [_cell(v, form) for v in ds[name].values]))
 
     def add_with_bar(head: str, name: str, digits: int) -> None:
         if name in ds and np.isfinite(ds[name].values).any():
-            pairs = zip(ds[name].values, ds[f"{name}_error"].values, strict=True)
-            columns[head] = [with_bar(v, e, digits) for v, e in pairs]
+            columns.append((head, _with_bars(ds, name, digits)))
 
     add("sum of lr", "cumulative_lr", lambda v: f"{v:.4g}")
     add_with_bar("val. loss", "validation_loss", 4)
@@ -40,24 +50,30 @@ def table(ds: xr.Dataset) -> str:
     add_with_bar("radius", "spectral_radius", 5)
     if "unstable" in ds:
         names = ("unstable", "step_unstable", "undecided", "no_fixed_point")
-        columns["flow/step/open/none"] = [
-            NONE if np.isnan(row[0]) else "/".join(f"{n:.0f}" for n in row)
-            for row in zip(*(ds[n].values for n in names), strict=True)
-        ]
+        counts = zip(*(ds[n].values for n in names), strict=True)
+        cells = [NONE if np.isnan(row[0]) else "/".join(f"{n:.0f}" for n in row) for row in counts]
+        columns.append(("flow/step/open/none", cells))
     if "leading_mu" in ds:
-        columns["leading mu (sample, token)"] = [_pair(ds.isel(step=i)) for i in range(ds.sizes["step"])]
+        columns.append(("leading mu (sample, token)", [_pair(ds.isel(step=i)) for i in range(ds.sizes["step"])]))
+    return columns
+
+
+def _of_gradient(ds: xr.Dataset) -> list[tuple[str, list[str]]]:
+    """Return heading and cells of the columns on each estimator."""
+    columns: list[tuple[str, list[str]]] = []
     for i, estimator in enumerate(ds["estimator"].values if "estimator" in ds.dims else ()):
         one = ds.isel(estimator=i)
-        for head, name, digits in (("cos", "cosine", 4), ("k", "norm_ratio", 3), ("self-cos", "self_cosine", 3)):
-            if name in one:
-                cells = zip(one[name].values, one[f"{name}_error"].values, strict=True)
-                shown = [with_bar(v, e, digits) for v, e in cells]
-                marks = one["marked_samples"].values if name == "cosine" else np.zeros(len(shown))
-                columns[f"{head} {estimator}"] = [
-                    f"{cell} !{m:.0f}" if m > 0 else cell for cell, m in zip(shown, marks, strict=True)
-                ]
-    lines = aligned(list(columns), list(zip(*columns.values(), strict=True)))
-    return "\n".join([*lines, "", *_legend(ds)])
+        marks = [f" !{n:.0f}" if n > 0 else "" for n in one["marked_samples"].values]
+        cosines = [cell + mark for cell, mark in zip(_with_bars(one, "cosine", 4), marks, strict=True)]
+        ends = one["norm_ratio_interval"].transpose("step", "bound").values
+        ratios = [_within(v, *pair) for v, pair in zip(one["norm_ratio"].values, ends, strict=True)]
+        columns += [(f"cos {estimator}", cosines), ("k", ratios), ("self-cos", _with_bars(one, "self_cosine", 3))]
+    return columns
+
+
+def _with_bars(ds: xr.Dataset, name: str, digits: int) -> list[str]:
+    pairs = zip(ds[name].values, ds[f"{name}_error"].values, strict=True)
+    return [with_bar(value, error, digits) for value, error in pairs]
 
 
 def _legend(ds: xr.Dataset) -> list[str]:
@@ -94,6 +110,13 @@ def with_bar(value: float, error: float, digits: int) -> str:
     if not np.isfinite(value):
         return NONE
     return f"{value:.{digits}f} +- {error:.1e}" if np.isfinite(error) else f"{value:.{digits}f} +- ?"
+
+
+def _within(value: float, low: float, high: float) -> str:
+    """Return ``0.98 [0.91, 1.05]``; a ratio's interval may reach over orders of magnitude."""
+    if not np.isfinite(value):
+        return NONE
+    return f"{value:.3g} [{low:.2g}, {high:.2g}]" if np.isfinite(low + high) else f"{value:.3g} [?]"
 
 
 def _pair(row: xr.Dataset) -> str:
@@ -182,4 +205,10 @@ def comparison_rows(ds: xr.Dataset) -> list[dict[str, Any]]:
 
 def turn_rows(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     """Return turns as plain dictionaries."""
-    return [{"condition": t.text, "after": t.after, "by": t.by, "lasts": t.lasts} for t in turns]
+    return [
+        {
+            **{"condition": t.text, "after": t.after, "by": t.by, "last": t.last, "until": t.until, "sure": t.sure},
+            "earlier": turn_rows(t.earlier),
+        }
+        for t in turns
+    ]

@@ -1,9 +1,9 @@
-"""When a run turns: conditions that become true between two snapshots, and which of them came first."""
+"""When a run turns: stretches at which a condition holds, between which snapshots they begin, and which came first."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
-from itertools import combinations
+from itertools import combinations, groupby
 
 import numpy as np
 import xarray as xr
@@ -38,45 +38,62 @@ class Condition:
 
 @dataclass(frozen=True)
 class Turn:
-    """Where a condition became true and, as far as is known, stayed so.
+    """A stretch of snapshots at which a condition holds: when it began, and when it ended.
 
     Attributes:
         text: The condition.
-        after: The last step at which it is known not to hold; None if it held from the first snapshot on.
+        after: The last step before it at which the condition is known not to hold; None if there is none.
         by: The first step at which it is known to hold.
-        lasts: Whether it is known to hold at every snapshot from there on.
+        last: The last step of the stretch at which it is known to hold.
+        until: The first step after it at which it is known not to hold again; None if there is none.
+        sure: Whether it is known to hold at every snapshot of the stretch, up to the last one where it does not end.
+        earlier: The stretches before this one.
     """
 
     text: str
     after: int | None
     by: int
-    lasts: bool
+    last: int
+    until: int | None
+    sure: bool
+    earlier: tuple["Turn", ...] = ()
 
     @property
     def where(self) -> str:
-        """Return between which snapshots."""
+        """Return between which snapshots it began and ended."""
         begun = f"already at step {self.by}" if self.after is None else f"between steps {self.after} and {self.by}"
-        return begun if self.lasts else f"{begun} (not known at every snapshot after that)"
+        if self.until is not None:
+            begun += f", and no longer between steps {self.last} and {self.until}"
+        elif not self.sure:
+            begun += " (not known at every snapshot after that)"
+        before = ", ".join(f"{t.by}" if t.by == t.last else f"{t.by} to {t.last}" for t in self.earlier)
+        return f"{begun}; earlier also at step{'s' * (len(before.split()) > 1)} {before}" if before else begun
 
     def precedes(self, other: "Turn") -> bool:
-        """Return whether this one is known to have come before another."""
+        """Return whether this one is known to have begun before another."""
         return other.after is not None and self.by <= other.after
 
 
 def turn(steps: Sequence[int], condition: Condition) -> Turn | None:
-    """Return the last time a condition became true; None if it is not known to hold after it last did not.
+    """Return the last stretch at which a condition holds, with the earlier ones; None if it is not known to hold.
 
     Args:
         steps: Steps of the snapshots, increasing.
         condition: One answer for each.
     """
-    answers = condition.answers
-    last_no = max((i for i, a in enumerate(answers) if a is Answer.NO), default=-1)
-    by = next((i for i in range(last_no + 1, len(answers)) if answers[i] is Answer.YES), None)
-    if by is None:
-        return None
-    lasts = all(a is Answer.YES for a in answers[by:])
-    return Turn(condition.text, None if last_no < 0 else steps[last_no], steps[by], lasts)
+    found: list[Turn] = []
+    known = [i for i, answer in enumerate(condition.answers) if answer is not Answer.OPEN]
+    for holds, group in groupby(known, key=lambda i: condition.answers[i] is Answer.YES):
+        members = list(group)
+        if not holds:
+            continue
+        before, after = (known.index(i) + k for i, k in ((members[0], -1), (members[-1], 1)))
+        until = steps[known[after]] if after < len(known) else None
+        end = members[-1] + 1 if until is not None else len(steps)
+        sure = len(members) == end - members[0]
+        since = steps[known[before]] if before >= 0 else None
+        found.append(Turn(condition.text, since, steps[members[0]], steps[members[-1]], until, sure))
+    return replace(found[-1], earlier=tuple(found[:-1])) if found else None
 
 
 def unordered(turns: Sequence[Turn]) -> list[list[Turn]]:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     default=400,
     show_default=True,
-    help="Relaxation steps at which loss and residual are read, and from which the root is sought.",
+    help="Relaxation steps at which loss and residual are read, from which the root is sought, and over which the "
+    "reference gradient is unrolled.",
 )
 @click.option("--every", type=click.IntRange(1), help="Only snapshots at least so many steps apart.")
 @click.option("--last", type=click.IntRange(1), help="Only so many of the last snapshots.")

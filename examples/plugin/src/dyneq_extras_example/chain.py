@@ -81,7 +81,7 @@ class ChainBlock(EquilibriumBlock):
         before = torch.tanh(z if context is None else context)
         return x - z + self.own(torch.tanh(z)) + self.previous(_later(before))
 
-    def branches(self, z: Tensor) -> dict[str, Tensor]:
+    def branches(self, z: Tensor, x: Tensor) -> dict[str, Tensor]:
         """Return ``own`` and ``previous``, each ``[sample, token, channel]``."""
         h = torch.tanh(z)
         return {"own": self.own(h), "previous": self.previous(_later(h))}
@@ -90,7 +90,7 @@ class ChainBlock(EquilibriumBlock):
         """Return ``[sample, token, vocabulary]``."""
         return self.head(z)
 
-    def linearize(self, z: Tensor, tokens_only: bool) -> tuple[Product, Product]:
+    def linearize(self, z: Tensor, x: Tensor, tokens_only: bool) -> tuple[Product, Product]:
         """Return ``v -> J v`` and ``w -> J^T w`` at ``z``; the token-diagonal blocks leave U out."""
         slope = 1 - torch.tanh(z.detach()).square()
         w_own, w_previous = self.own.weight, self.previous.weight

@@ -31,7 +31,8 @@ class Contrast:
         state: The states of the phase at that step.
         t2: That step ``[sample]``.
         increment: Path of the contrast over the unit of time before it, relative to its norm ``[sample]``.
-        settled: Whether that is within :data:`SETTLED`, bool ``[sample]``.
+        settled: Whether that is within :data:`SETTLED`, and the contrast stays so quiet and so near to the end, bool
+            ``[sample]``.
         diverged: Whether the phase blew up before or after it, bool ``[sample]``.
     """
 
@@ -83,8 +84,11 @@ def run_contrast(
         kept_state = tuple(_choose(better, s, k) for s, k in zip(state, kept_state, strict=True))
         quiet, chosen = torch.where(better, path, quiet), torch.where(better, n, chosen)
     finite = torch.isfinite(a).flatten(1).all(1)
-    diverged = ~finite | (sample_norm(a) > BLOW_UP * sample_norm(kept))
-    return Contrast(kept, kept_state, chosen, quiet, quiet <= SETTLED, diverged)
+    size = sample_norm(kept)
+    diverged = ~finite | (sample_norm(a) > BLOW_UP * size)
+    # what has settled stays: a contrast that has begun to leave its quiet snapshot need not have grown much yet
+    stays = (path <= SETTLED) & (sample_norm(a - kept) <= SETTLED * size)
+    return Contrast(kept, kept_state, chosen, quiet, (quiet <= SETTLED) & stays, diverged)
 
 
 def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from dyneq.gradients.equilibrium import AdjointEstimate, AveragedParams, Equilib
 from dyneq.gradients.free import FreePhase
 from dyneq.gradients.nudge import Nudge, Skew
 from dyneq.gradients.nudged import phase_estimate
+from dyneq.gradients.window import Circle, Nudged
 from dyneq.linalg.targets import LargestModulus
 from dyneq.systems.protocol import System
 
@@ -47,7 +48,7 @@ class LockinParams(AveragedParams):
     w: float | None = Field(
         None,
         gt=0,
-        description="frequency of the nudge, radians per unit of time; a tenth of each sample's contraction rate if None",
+        description="frequency of the nudge, radians per unit of time; a tenth of a sample's contraction rate if None",
     )
     periods: int = Field(1, gt=0, description="periods averaged over, after one of settling")
     t2: int = Field(4000, gt=0, description="most steps of the nudged phase, which bounds the length of a period")
@@ -104,7 +105,8 @@ class Lockin(EquilibriumEstimator):
         steps = (1 + p.periods) * period
         found = Contrast(a, (), steps, increment, settled, diverged | ~finite)
         cost = int(steps.max()) * (1 + Skew.PRODUCTS) + products
-        estimate = phase_estimate(system, z, found, response.in_phase * p.r, nudge, cost)
+        swing = response.in_phase * p.r
+        estimate = phase_estimate(system, z, found, Nudged(Circle(2), [swing, -swing], p.r), nudge, cost)
         frequency = (2 * math.pi / system.eps) / period.to(size.dtype)
         return replace(estimate, diagnostics={**estimate.diagnostics, "frequency": frequency, "lag": lag, **measured})
 

@@ -1,9 +1,8 @@
-"""What a nudged phase is made of: the loss gradient that pushes, the correction of the asymmetry, and its linearity."""
+"""What a nudged phase is made of: the loss gradient that pushes and the correction of the asymmetry."""
 
 import torch
 from torch import Tensor
 
-from dyneq.dynamics.residuals import sample_norm
 from dyneq.systems.protocol import System
 
 
@@ -37,12 +36,12 @@ class Nudge:
         return g if self._clamp is None else self._clamped(g, self._clamp)
 
     def _clamped(self, g: Tensor, clamp: float) -> Tensor:
-        kept = 1 if self._system.structure.token_axis is None else 2
-        size = torch.linalg.vector_norm(g.flatten(kept), dim=-1)
-        over = (size > clamp).view(len(g), -1).any(1)
+        apart = (0, self._system.structure.token_axis)
+        within = [axis for axis in range(g.ndim) if axis not in apart]
+        size = torch.linalg.vector_norm(g, dim=within, keepdim=True) if within else g.abs()
+        over = (size > clamp).flatten(1).any(1)
         self.clamped = over if self.clamped is None else self.clamped | over
-        factor = (clamp / size).clamp(max=1.0)
-        return g * factor.view(*factor.shape, *[1] * (g.ndim - factor.ndim))
+        return g * (clamp / size).clamp(max=1.0)
 
 
 class Skew:
@@ -67,16 +66,3 @@ class Skew:
         if v.is_complex():
             return torch.complex(self(v.real.contiguous()), self(v.imag.contiguous()))
         return self._transposed(v) - self._product(v)
-
-
-@torch.no_grad()
-def nonlinearity(system: System, z: Tensor, d: Tensor) -> Tensor:
-    """Return norm(F(z + d) - F(z) - J d) / norm(J d) ``[sample]``, the share of the response that is not linear.
-
-    Of order norm(d); an estimate from one nudge is wrong by about as much, one from a pair of opposite nudges by its
-    square. The deviation ``d`` may be complex.
-    """
-    product = system.linearize(z)[0]
-    linear = torch.complex(product(d.real.contiguous()), product(d.imag.contiguous())) if d.is_complex() else product(d)
-    rest = system.force(z + d) - system.force(z) - linear
-    return sample_norm(rest) / sample_norm(linear)

@@ -11,11 +11,9 @@ from dyneq.gradients.base import Mark
 from dyneq.gradients.contrast import Contrast, State, run_contrast
 from dyneq.gradients.equilibrium import AdjointEstimate, AveragedParams
 from dyneq.gradients.free import FreePhase
-from dyneq.gradients.nudge import Nudge, nonlinearity
+from dyneq.gradients.nudge import Nudge
+from dyneq.gradients.window import ALIASING, Circle, Nudged, window
 from dyneq.systems.protocol import System
-
-#: Share of the response to a nudge that may be non-linear before the estimate is marked.
-LINEAR = 0.1
 
 
 class PhaseParams(AveragedParams):
@@ -66,38 +64,44 @@ def nudged_adjoint(
 
     found = run_contrast(step, read, tuple(z for _ in signs), t2=params.t2, eps=eps, adaptive=params.adaptive)
     cost = params.t2 * len(signs) * (1 + products)
-    return phase_estimate(system, z, found, found.state[0] - z, nudge, cost)
+    deviations = [s - z for s in found.state]
+    return phase_estimate(system, z, found, Nudged(Circle(params.sides), deviations, beta), nudge, cost)
 
 
 def phase_estimate(
-    system: System, at: Tensor, found: Contrast, deviation: Tensor, nudge: Nudge, cost: float
+    system: System, at: Tensor, found: Contrast, nudged: Nudged, nudge: Nudge, cost: float
 ) -> AdjointEstimate:
     """Return the adjoint a nudged phase found, with what says how far to trust it.
 
     Diagnostics: ``t2``, the step kept; ``increment``, the path of the contrast over the unit of time before it,
-    relative; ``displacement``, norm(z^beta - z*); ``nonlinearity``, the share of the force's response to it that is not
-    linear.
+    relative; ``displacement``, norm(z^beta - z*), ``nonlinearity``, the share of the force's response to it that is not
+    linear, both the worst over the nudges; ``aliasing``, norm(J^T a + g)/norm(g) as far as finite nudges cause it, see
+    :mod:`dyneq.gradients.window`. That and not linearity is what they need, so it decides whether the states count as
+    outside the window.
 
     Args:
         system: The system.
         at: State about which the phase is linear, where dF/dtheta is read out.
         found: The phase.
-        deviation: z^beta - z* of one nudge, possibly complex.
-        nudge: Its nudge.
+        nudged: Where its nudges took the state.
+        nudge: The loss gradient it used.
         cost: Forces and products the phase took.
     """
-    bent = nonlinearity(system, at, deviation)
+    bent, aliasing = window(system, at, nudged, nudge)
     diagnostics = {
         "t2": found.t2.to(found.increment.dtype),
         "increment": found.increment,
-        "displacement": sample_norm(deviation),
+        "displacement": torch.stack([sample_norm(d) for d in nudged.deviations]).amax(0),
         "nonlinearity": bent,
+        "aliasing": aliasing,
     }
     marks = {
-        Mark.OUTSIDE_LINEAR_RESPONSE: ~(bent <= LINEAR) & ~found.diverged,
+        # states outside the domain of a continuation have no force, which leaves this NaN
+        Mark.OUTSIDE_LINEAR_RESPONSE: ~(aliasing <= ALIASING) & ~found.diverged,
         Mark.NUDGE_NOT_SETTLED: ~found.settled & ~found.diverged,
         Mark.NUDGE_DIVERGED: found.diverged,
     }
     if nudge.clamped is not None:
         marks[Mark.CLAMPED] = nudge.clamped
-    return AdjointEstimate(found.a, at, diagnostics, marks, cost + 3)
+    looked = sum(6 if d.is_complex() else 2 for d in nudged.deviations)
+    return AdjointEstimate(found.a, at, diagnostics, marks, cost + 2 + looked)

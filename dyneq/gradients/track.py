@@ -13,6 +13,7 @@ from dyneq.gradients.equilibrium import AdjointEstimate, EquilibriumEstimator
 from dyneq.gradients.free import FreePhase
 from dyneq.gradients.nudge import Nudge, Skew
 from dyneq.gradients.nudged import PhaseParams, phase_estimate
+from dyneq.gradients.window import Circle, Nudged
 from dyneq.systems.protocol import System
 
 
@@ -62,7 +63,7 @@ class Track(EquilibriumEstimator):
         found = run_contrast(step, read, (free.z, free.z), t2=p.t2, eps=eps, adaptive=p.adaptive)
         mean, half = _modes(found.state)
         cost = p.t2 * (2 + Skew.PRODUCTS) + correction.linearisations
-        return phase_estimate(system, mean, found, half, nudge, cost)
+        return phase_estimate(system, mean, found, Nudged(Circle(2), [half, -half], beta), nudge, cost)
 
 
 class _MovingSkew:

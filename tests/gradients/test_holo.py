@@ -16,9 +16,10 @@ from dyneq.errors import DyneqError, UsageError
 from dyneq.gradients.aep import Aep
 from dyneq.gradients.analytic import require_analytic
 from dyneq.gradients.base import Gradient, Mark
-from dyneq.gradients.holo import Circle, Holo, HoloParams
+from dyneq.gradients.holo import Holo, HoloParams
 from dyneq.gradients.nudged import NudgedParams
 from dyneq.gradients.registry import parse
+from dyneq.gradients.window import Circle
 from dyneq.systems.adapters import from_map, from_ode
 from dyneq.systems.block import BoundBlock
 from dyneq.systems.protocol import System, Time

@@ -24,8 +24,8 @@ class TriangulateParams(Params):
     estimator: tuple[str, ...] = Field(
         ESTIMATORS, description="estimator, such as aep or holo:n=4,r=0.05; one that is a reference is not repeated"
     )
-    batches: int = Field(5, ge=1, le=64, description="disjoint batches the samples are dealt into")
-    samples: int | None = Field(15, ge=1, description="samples to use, the first ones; all if null")
+    batches: int = Field(4, ge=1, le=64, description="disjoint batches the samples are dealt into")
+    samples: int | None = Field(12, ge=1, description="samples to use, the first ones; all if null")
     t1: int | None = Field(
         None, ge=1, description="steps of the free phase where a spec states none; those of the first reference if null"
     )

@@ -126,7 +126,10 @@ def test_what_is_packaged_stays_plain(dyneq_run):
 #: The built-in probes.
 PROBES = {
     *("branches", "census", "cycle", "diagnose", "epsilon", "ftle", "knockout", "mixing", "nonnormality", "residual"),
-    *("root", "solver", "spectrum"),
+    *("root", "solver", "spectrum", "triangulate", "navg", "ablation", "lrsweep", "decompose"),
+}
+ESTIMATORS = {
+    *("adjoint", "bptt", "ep", "aep", "holo", "track", "lockin", "dyadic", "phantom", "tbpte", "fa"),
 }
 
 
@@ -136,7 +139,7 @@ def test_broken_ones_are_listed_with_the_reason(dyneq_run, kind):
     results = listed(dyneq_run, kind)
     good = {
         "probes": PROBES,
-        "estimators": {"adjoint", "bptt"},
+        "estimators": ESTIMATORS,
         "systems": {"thick", "thin", "energy", "mono", "nemon", "bp"},
     }[kind]
     assert {name for name, result in results.items() if result["error"] is None} == good

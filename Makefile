@@ -31,6 +31,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/workers.py
 	$(BIN)/python benchmarks/diagnose.py
 	$(BIN)/python benchmarks/verdicts.py
+	$(BIN)/python benchmarks/gradients.py
 
 reference: $(READY)
 	$(BIN)/python -m dyneq.train.reference

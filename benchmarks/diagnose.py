@@ -4,8 +4,9 @@
     python benchmarks/diagnose.py reference  # the packaged checkpoint only
 
 `reference` is the packaged checkpoint `after` with its 64 samples; `big` has 512 channels, 16 heads, 256 tokens and 2
-samples, random weights with a feed-forward branch so strong that its relaxation does not settle. Evaluations are counted in units of one
-force on the whole batch. The floor is the time so many plain forces take, measured in the same run.
+samples, random weights with a feed-forward branch so strong that its relaxation does not settle. Evaluations are
+counted in units of one force on the whole batch. The floor is the time so many plain forces take, measured in the same
+run.
 """
 
 import statistics

@@ -22,6 +22,7 @@ from dyneq.gradients.base import Gradient, Mark, ParameterList
 from dyneq.linalg.hutchinson import random_products
 from dyneq.probes.base import Progress
 from dyneq.probes.gradient_specs import Entry
+from dyneq.probes.update_batches import embedded, estimate
 from dyneq.systems.protocol import System
 
 #: Random vectors of the asymmetry at the free state.
@@ -131,14 +132,14 @@ def collect(
     refusal, cost, seconds = [""] * count, np.full((count, batches), np.nan), np.zeros(count)
     loss = np.full((count, width), np.nan)
     for b, index in enumerate(dealt.indices):
-        part, shared = _embedded(dealt.system, index), dict[Any, Any]()
+        part, shared = embedded(dealt.system, index), dict[Any, Any]()
         for e, entry in enumerate(entries):
             progress(f"{entry.label}, batch {b + 1} of {batches}", (b * count + e) / (batches * count))
             if refusal[e]:
                 continue
             begun = time.perf_counter()
             try:
-                gradient = _gradient(part, entry, shared)
+                gradient = estimate(part, entry.estimator, shared)
             except DyneqError as refused:
                 if entry.role == "reference":
                     raise DyneqError(f"the reference {entry.label} cannot be computed: {refused}") from refused
@@ -190,7 +191,7 @@ def _deal(
             "samples (--batch, --samples)"
         )
     device = system.initial_state().device
-    system = _embedded(system, torch.arange(count, device=device))
+    system = embedded(system, torch.arange(count, device=device))
     progress(f"free relaxation of {t1} steps", 0.0)
     relaxation = relax(system, t1)
     usable = torch.tensor([s is not Status.DIVERGED for s in relaxation.status]).nonzero().flatten()
@@ -206,27 +207,6 @@ def _deal(
     for b, index in enumerate(indices):
         number[index.numpy()] = b
     return _Batches(system, [i.to(device) for i in indices], number, relaxation)
-
-
-def _embedded(system: System, index: Tensor) -> System:
-    """Return some samples of a system, embedded anew, so that gradients reach the embedding.
-
-    A probe's system is bound without gradients; selecting from it binds it again.
-    """
-    with torch.enable_grad():
-        return system.select(index)
-
-
-def _gradient(system: System, entry: Entry, shared: dict[Any, Any]) -> Gradient:
-    """Return one gradient; ``shared`` keeps the free phases of this batch."""
-    estimator: Any = entry.estimator
-    if not (hasattr(estimator, "free_key") and hasattr(estimator, "from_free")):
-        return entry.estimator.gradient(system)
-    key = estimator.free_key
-    if key not in shared:
-        shared[key] = estimator.free(system)
-    found: Gradient = estimator.from_free(system, shared[key])
-    return found
 
 
 def _verify_reference(entry: Entry, flat: list[Tensor], b: int) -> None:

@@ -1,4 +1,4 @@
-"""The samples that updates are measured on, and gradients of several estimators on the same of them."""
+"""The samples that gradients and updates are measured on, and gradients of several estimators on the same of them."""
 
 from dataclasses import dataclass
 from typing import Any

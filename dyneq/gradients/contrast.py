@@ -1,8 +1,10 @@
 """A nudged phase, and which of its snapshots of the contrast to trust, chosen in hindsight for every sample.
 
 The steps of the states cannot say whether the contrast has settled: non-normal transients pass through them. What is
-judged is the contrast itself: the path it covers in one unit of time relative to its length. The snapshot where that is
-least is kept, so that a phase that blows up later still gives what it had when it was quiet, and is marked.
+judged is the contrast itself: the path it covers in one unit of time, which in corrected dynamics is what the adjoint
+equation lacks, da/dt = J^T a + g. The snapshot where that is least is kept, so that a phase that blows up later still
+gives what it had when it was quiet, and is marked. It is compared as it is and not relative to the contrast, to which
+that of a blow-up bears one and the same ratio however far it has come.
 """
 
 from collections import deque
@@ -75,9 +77,9 @@ def run_contrast(
         new = read(state)
         paths.append(sample_norm(new - a))
         a = new
-        path = torch.stack(tuple(paths)).sum(0) / sample_norm(a)
+        path = torch.stack(tuple(paths)).sum(0)
         # a phase shorter than the window is judged by what there is of it
-        better = path < quiet if adaptive and n >= window else torch.full_like(chosen, n == t2, dtype=torch.bool)
+        better = path <= quiet if adaptive and n >= window else torch.full_like(chosen, n == t2, dtype=torch.bool)
         if n == t2:
             better |= chosen == 0  # nothing was ever quiet enough to compare: keep the end, and let it be marked
         kept = _choose(better, a, kept)
@@ -87,8 +89,9 @@ def run_contrast(
     size = sample_norm(kept)
     diverged = ~finite | (sample_norm(a) > BLOW_UP * size)
     # what has settled stays: a contrast that has begun to leave its quiet snapshot need not have grown much yet
-    stays = (path <= SETTLED) & (sample_norm(a - kept) <= SETTLED * size)
-    return Contrast(kept, kept_state, chosen, quiet, (quiet <= SETTLED) & stays, diverged)
+    stays = (path <= SETTLED * sample_norm(a)) & (sample_norm(a - kept) <= SETTLED * size)
+    increment = quiet / size
+    return Contrast(kept, kept_state, chosen, increment, (increment <= SETTLED) & stays, diverged)
 
 
 def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:

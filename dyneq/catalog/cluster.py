@@ -1,12 +1,13 @@
 """Tasks computed by a dask.distributed cluster that is running."""
 
+import asyncio
 import contextlib
 import logging
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from concurrent.futures import Executor, Future
+from typing import TYPE_CHECKING, Any
 
 from dyneq.catalog.fanout import Lane, Pool, TaskDropped, WorkerDied, answer, closing, first_line
 from dyneq.errors import DyneqError
@@ -80,8 +81,7 @@ class _ClusterLane(Lane):
         self._client = client
         self._address = address
         self._prepare = (threads, tuple(preload))
-        # equal tasks are tasks all the same: `pure` would compute one of them
-        self._executor = client.get_executor(pure=False)
+        self._executor = _executor(client)
         self._room = 1
         self._look_at = 0.0
 
@@ -135,6 +135,56 @@ class _ClusterLane(Lane):
 
     def close(self) -> None:
         self._executor.shutdown()
+
+
+def _executor(client: "Client") -> Executor:
+    """Return the client's executor, whose futures are given what came of a task by :func:`hand_over`."""
+    from distributed.cfexecutor import ClientExecutor
+
+    assert client.loop is not None  # it was there to connect with
+    later = client.loop.add_callback
+
+    class _Executor(ClientExecutor):
+        def _wrap_future(self, future: Any) -> "Future[bytes]":
+            handed: Future[bytes] = Future()
+
+            def cancelled(done: "Future[bytes]") -> None:
+                if done.cancelled() and future.status != "cancelled":
+                    future.cancel()
+
+            handed.add_done_callback(cancelled)
+            later(hand_over, future, handed)
+            return handed
+
+    # equal tasks are tasks all the same: `pure` would compute one of them
+    return _Executor(client, pure=False)
+
+
+async def hand_over(future: Any, handed: "Future[bytes]") -> None:
+    """Wait for a task of the cluster and give what came of it to a future of ours, whatever its status is by then.
+
+    The library's own way asks for the status after the answer has come. Where the worker that held it has died in
+    between, the task is pending again, and it then takes the answer apart as if it were an error.
+
+    Args:
+        future: The cluster's future of a task whose value is bytes.
+        handed: Ours.
+    """
+    try:
+        got = await future._result(raiseit=False)
+    except asyncio.CancelledError:
+        got = None
+    except Exception as error:
+        got = type(error), error, error.__traceback__
+    if handed.cancelled():
+        return
+    if isinstance(got, bytes):
+        handed.set_result(got)
+    elif isinstance(got, tuple):
+        handed.set_exception(got[1].with_traceback(got[2]))
+    else:
+        handed.cancel()
+        handed.set_running_or_notify_cancel()  # wakes those who wait for it
 
 
 @contextlib.contextmanager

@@ -1,8 +1,11 @@
 """The ``dyneq`` command: commands are imported when they are called, so that ``--help`` stays free of torch."""
 
+import atexit
+import contextlib
+import os
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -11,6 +14,9 @@ from dyneq.errors import DyneqError, UsageError, nearest
 
 if TYPE_CHECKING:
     from dyneq.plugins import Plugin
+
+#: Exit code of a command that was interrupted, as shells give it for SIGINT.
+INTERRUPTED = 130
 
 _COMMANDS = {
     "diagnose": ("dyneq.cli.diagnose:diagnose", "Why it does not settle: the battery, one verdict, its evidence."),
@@ -110,7 +116,23 @@ def main(argv: list[str] | None = None) -> None:
 
     0: done; 1: error; 2: usage; 3: some of several failed; 4: not as expected; 130: interrupted.
     """
-    sys.exit(run(argv))
+    code = run(argv)
+    if code == INTERRUPTED:
+        _leave(code)
+    sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process with this exit code.
+
+    An interrupt that comes while Python executes a string, as it does to make a dataclass, is remembered although it
+    was caught, and at its regular end the interpreter kills itself by the same signal.
+    """
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -125,7 +147,7 @@ def run(argv: list[str] | None = None) -> int:
     except click.ClickException as error:
         return _fail(error.format_message().rstrip("."), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; nothing was left half-written", 130)
+        return _fail("interrupted; nothing was left half-written", INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe has gone; python would complain once more at exit
         return 1

@@ -1,5 +1,6 @@
 """Fan-out with real processes, a real dask cluster, and, for its bookkeeping, executors that do what a test says."""
 
+import asyncio
 import os
 import pty
 import random
@@ -20,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dyneq.catalog import fanout
-from dyneq.catalog.cluster import cluster_pool
+from dyneq.catalog.cluster import cluster_pool, hand_over
 from dyneq.catalog.fanout import Failure, Lane, Pool, TaskDropped, WorkerDied, run_all
 from dyneq.catalog.pools import local_pool
 from dyneq.errors import DyneqError, UsageError
@@ -116,6 +117,37 @@ def test_a_task_that_kills_the_workers_of_a_cluster_fails_alone(there):
     got = answers(fanout_tasks.act, [("square", 1), ("kill", 0), ("square", 2)], there)
     assert [got[0], got[2]] == [1, 4]
     assert got[1] == Failure("died", "no answer, also with nothing else running: 4 workers died of it")
+
+
+def test_an_answer_counts_although_its_task_is_pending_again():
+    """The worker that held it has died after it was fetched and before anyone asked how its task stands."""
+
+    class Recomputed:
+        status = "pending"
+
+        def __init__(self, got):
+            self.got = got
+
+        async def _result(self, raiseit):
+            if isinstance(self.got, BaseException):
+                raise self.got
+            return self.got
+
+    def handed(got):
+        future = Future()
+        asyncio.run(hand_over(Recomputed(got), future))
+        return future
+
+    assert handed(b"answer").result() == b"answer"
+    assert handed(b"abc").result() == b"abc"  # as long as the library's own description of an error
+    error = OSError("lost")
+    assert handed((OSError, error, None)).exception() is error
+    assert handed(error).exception() is error
+    assert handed(asyncio.CancelledError()).cancelled()
+    gone = Future()
+    gone.cancel()
+    asyncio.run(hand_over(Recomputed(b"late"), gone))
+    assert gone.cancelled()
 
 
 def test_a_task_whose_worker_died_once_is_tried_again(here, tmp_path):

@@ -360,6 +360,15 @@ def test_environment_mirrors_the_options(ckpt, dyneq_json, monkeypatch):
     assert len(dyneq_json("root", ckpt)["results"][0]["samples"]) == 2
 
 
+def test_an_interrupt_while_a_string_is_executed_exits_130_as_well(tmp_path):
+    """Python executes strings when it makes a dataclass, as imports do, and remembers an interrupt there."""
+    lines = "import dyneq.cli.main as m", "m.app.main = lambda **_: exec('raise KeyboardInterrupt')", "m.main([])"
+    (tmp_path / "interrupted.py").write_text("\n".join(lines))
+    done = subprocess.run([sys.executable, "-m", "interrupted"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 130
+    assert done.stderr == "dyneq: interrupted; nothing was left half-written\n"
+
+
 def test_interrupting_leaves_nothing_and_exits_130(ckpt, tmp_path):
     """Ctrl-C at several moments of a long run, in a process of its own."""
     for delay in (0.0, 1.2):

@@ -82,8 +82,8 @@ def run_contrast(
         better = path <= quiet if adaptive and n >= window else torch.full_like(chosen, n == t2, dtype=torch.bool)
         if n == t2:
             better |= chosen == 0  # nothing was ever quiet enough to compare: keep the end, and let it be marked
-        kept = _choose(better, a, kept)
-        kept_state = tuple(_choose(better, s, k) for s, k in zip(state, kept_state, strict=True))
+        kept = choose(better, a, kept)
+        kept_state = tuple(choose(better, s, k) for s, k in zip(state, kept_state, strict=True))
         quiet, chosen = torch.where(better, path, quiet), torch.where(better, n, chosen)
     finite = torch.isfinite(a).flatten(1).all(1)
     size = sample_norm(kept)
@@ -94,5 +94,6 @@ def run_contrast(
     return Contrast(kept, kept_state, chosen, increment, (increment <= SETTLED) & stays, diverged)
 
 
-def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+def choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Return ``new`` for the samples of ``mask`` ``[sample]`` and ``old`` for the others, both ``[sample, ...]``."""
     return torch.where(mask.view(-1, *[1] * (new.ndim - 1)), new, old)

@@ -9,6 +9,9 @@ not drop out.
 
 The relaxation is discrete: a period is a whole number of steps, so that sines and cosines are exactly orthogonal, and
 i w stands for (e^{i w eps} - 1)/eps.
+
+Over whole periods that average is the least-squares fit of the sine to what was recorded. Taken over what has been
+recorded so far, the fit is a read-out at any time: what a phase that blows up before its periods are over leaves.
 """
 
 import math
@@ -23,7 +26,7 @@ from dyneq.dynamics.linearization import Linearization
 from dyneq.dynamics.residuals import sample_norm
 from dyneq.dynamics.spectra import leading_spectrum
 from dyneq.errors import UsageError
-from dyneq.gradients.contrast import SETTLED, Contrast
+from dyneq.gradients.contrast import BLOW_UP, SETTLED, Contrast, choose
 from dyneq.gradients.equilibrium import AdjointEstimate, AveragedParams, EquilibriumEstimator
 from dyneq.gradients.free import FreePhase
 from dyneq.gradients.nudge import Nudge, Skew
@@ -64,6 +67,11 @@ class Lockin(EquilibriumEstimator):
     the relaxation map, or what ``t2`` steps leave room for. Where rho is 1 or more nothing contracts: such a sample is
     driven at the slowest frequency there is room for and marked ``NUDGE_DIVERGED``, whatever comes out.
 
+    A sample that overflows, or whose response grows a thousandfold past its quietest read-out, keeps that: of the
+    read-outs after every unit of time, each over all that was recorded so far, the one that had moved least since the
+    one before. It is marked ``NUDGE_DIVERGED``, ``t2`` is its step, ``increment`` how far it had moved, relative, and
+    ``lag`` is NaN.
+
     ``NUDGE_NOT_SETTLED`` where the drive is too fast (``lag`` above :data:`LAG`) or the state drifts (``increment``
     above :data:`dyneq.gradients.contrast.SETTLED`).
 
@@ -95,17 +103,22 @@ class Lockin(EquilibriumEstimator):
             period, products = _given_periods(p.w, system.eps, p, z), 0
             diverged, measured = torch.zeros(len(z), dtype=torch.bool, device=z.device), {}
         nudge = Nudge(system, p.head_clamp)
-        response = _drive(system, z, nudge, period, p.periods, p.r)
-        a = response.in_phase * -nudge.scale
+        response, quiet = _drive(system, z, nudge, period, p.periods, p.r)
         size = sample_norm(response.in_phase)
-        lag = sample_norm(response.out_of_phase) / size
-        increment = response.drift / size
-        finite = torch.isfinite(a).flatten(1).all(1)
+        finite = torch.isfinite(response.in_phase).flatten(1).all(1)
+        known = quiet.step > 0  # else the phase was too short to compare, and its end is kept
+        blown = ~finite | known & (size > BLOW_UP * sample_norm(quiet.in_phase))
+        fallen = blown & known
+        in_phase = choose(fallen, quiet.in_phase, response.in_phase)
+        size = sample_norm(in_phase)
+        increment = torch.where(fallen, quiet.moved, response.drift) / size
+        lag = torch.where(fallen, torch.nan, sample_norm(response.out_of_phase) / size)
         settled = (increment <= SETTLED) & (lag <= LAG)
         steps = (1 + p.periods) * period
-        found = Contrast(a, (), steps, increment, settled, diverged | ~finite)
+        kept = torch.where(fallen, quiet.step, steps)
+        found = Contrast(in_phase * -nudge.scale, (), kept, increment, settled, diverged | blown)
         cost = int(steps.max()) * (1 + Skew.PRODUCTS) + products
-        swing = response.in_phase * p.r
+        swing = in_phase * p.r
         estimate = phase_estimate(system, z, found, Nudged(Circle(2), [swing, -swing], p.r), nudge, cost)
         frequency = (2 * math.pi / system.eps) / period.to(size.dtype)
         return replace(estimate, diagnostics={**estimate.diagnostics, "frequency": frequency, "lag": lag, **measured})
@@ -191,9 +204,51 @@ class _Response:
     drift: Tensor
 
 
+class _Quiet:
+    """The read-out that had moved least over a unit of time, of those made after every unit.
+
+    Attributes:
+        in_phase: The fit of the sine to all that was recorded until then ``[sample, ...]``.
+        step: When that was ``[sample]``; 0 where there is none.
+        moved: How far it had moved over that time ``[sample]``.
+    """
+
+    def __init__(self, like: Tensor, r: float) -> None:
+        self._r, self._product = r, torch.zeros_like(like)
+        self._before = torch.full_like(like, torch.nan)  # the first read-out has moved from nowhere
+        self._square, self._axes = like.new_zeros(len(like)), (-1, *[1] * (like.ndim - 1))
+        self.in_phase = torch.zeros_like(like)
+        self.step = torch.zeros(len(like), dtype=torch.int64, device=like.device)
+        self.moved = like.new_full((len(like),), torch.inf)
+
+    def record(self, deviation: Tensor, sine: Tensor) -> None:
+        """Record a deviation ``[sample, ...]`` and the drive at that time ``[sample]``."""
+        self._product.addcmul_(deviation, sine.view(self._axes))
+        self._square += sine.square()
+
+    def look(self, step: int, driven: Tensor) -> None:
+        """Make a read-out after ``step`` steps, and keep it where it has moved less than ever before.
+
+        Args:
+            step: Steps taken.
+            driven: Which samples are not done, bool ``[sample]``; only theirs is kept.
+        """
+        fit = self._product / (self._r * self._square).view(self._axes)
+        moved = sample_norm(fit - self._before)
+        better = driven & (moved < self.moved)  # never where it is not finite
+        self.in_phase = choose(better, fit, self.in_phase)
+        self.step, self.moved = torch.where(better, step, self.step), torch.where(better, moved, self.moved)
+        self._before = fit
+
+
 @torch.no_grad()
-def _drive(system: System, z0: Tensor, nudge: Nudge, period: Tensor, periods: int, r: float) -> _Response:
-    """Return the response of the corrected dynamics at ``z0``, averaged over ``periods`` after one of settling."""
+def _drive(
+    system: System, z0: Tensor, nudge: Nudge, period: Tensor, periods: int, r: float
+) -> tuple[_Response, _Quiet]:
+    """Return the response of the corrected dynamics at ``z0``, averaged over ``periods`` after one of settling.
+
+    Beside it the quietest read-out on the way.
+    """
     correction, eps, axes = Skew(system, z0), system.eps, (-1, *[1] * (z0.ndim - 1))
     last = (1 + periods) * period
     steps = int(last.max())
@@ -203,8 +258,10 @@ def _drive(system: System, z0: Tensor, nudge: Nudge, period: Tensor, periods: in
     sine, cosine = angle.sin().to(z0.dtype), angle.cos().to(z0.dtype)
     averaged = ((n >= period) & (n < last)).to(z0.dtype)
     z, in_phase, out_of_phase, moved = z0, *(torch.zeros_like(z0) for _ in range(3))
+    quiet, unit = _Quiet(z0, r), max(2, round(1 / eps))
     for k in range(steps):
         deviation = z - z0
+        quiet.record(deviation, sine[k])
         in_phase.addcmul_(deviation, (sine[k] * averaged[k]).view(axes))
         out_of_phase.addcmul_(deviation, (cosine[k] * averaged[k]).view(axes))
         f = system.force(z) - (r * sine[k]).view(axes) * nudge(z) + correction(deviation)
@@ -212,8 +269,10 @@ def _drive(system: System, z0: Tensor, nudge: Nudge, period: Tensor, periods: in
         new = torch.where((k < last).view(axes), z.add(f, alpha=eps), z)
         moved.addcmul_(new - z, averaged[k].view(axes))
         z = new
+        if (k + 1) % unit == 0:
+            quiet.look(k + 1, k < last)
     scale = 2 / (r * periods * period.to(z0.dtype))
     # the sum of k sin(2 pi k/P) over whole periods is -cot(pi/P)/2 times their number of steps
     slope = scale / (2 * (math.pi / period.to(z0.dtype)).tan())
     shape = scale.view(axes)
-    return _Response(in_phase * shape, out_of_phase * shape, sample_norm(moved) * slope)
+    return _Response(in_phase * shape, out_of_phase * shape, sample_norm(moved) * slope), quiet

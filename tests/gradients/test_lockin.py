@@ -149,7 +149,10 @@ def test_what_does_not_contract_is_marked_whatever_comes_out():
     found = Lockin(LockinParams(t1=1, t2=1500)).gradient(system)
     assert has(found, Mark.NUDGE_DIVERGED) == [False, True, True]
     assert found.diagnostics["contraction_rate"].sign().tolist() == [1, -1, -1]
-    assert found.diagnostics["t2"][1:].tolist() == [1500, 1500]
+    # what has grown little is read at its end; what grew by 1.5 a step is 1e260 there
+    assert found.diagnostics["t2"].tolist()[1] == 1500
+    assert found.diagnostics["t2"][2] < 100
+    assert torch.isfinite(found.parameters["all"]["x"]).all()
     exact = -draw(3, 2) / rates / 3
     torch.testing.assert_close(found.parameters["all"]["x"][0], exact[0], rtol=0.02, atol=0)
 
@@ -160,6 +163,55 @@ def test_too_little_room_for_a_slow_drive_is_marked():
     assert found.diagnostics["t2"][1] == 1400
     assert has(found, Mark.NUDGE_NOT_SETTLED) == [False, True]
     assert found.diagnostics["lag"][1] > LAG
+
+
+def test_a_sample_that_overflows_keeps_its_quietest_read_out_and_spoils_no_other():
+    # the second grows by 1.5 a step and leaves double precision near step 1750 of its 2000, g next to none of it
+    matrices = torch.diag_embed(torch.tensor([[-1.0, -2.0, -0.5], [-1.0, -2.0, 5.0], [-3.0, -1.0, -1.0]]).double())
+    g = draw(3, 3)
+    g[1, 2] = 1e-30
+    found = Lockin(LockinParams(t1=1, t2=2000)).gradient(linear(matrices, g))
+    a = found.parameters["all"]["x"]
+    assert torch.isfinite(a).all()
+    assert has(found, Mark.NUDGE_DIVERGED) == [False, True, False]
+    assert found.diagnostics["lag"].isnan().tolist() == [False, True, False]
+    # by hand: the unstable mode, 1e-30 x 1.5^k, drowned what the drive of a period of 1000 steps leaves near step 160
+    step = int(found.diagnostics["t2"][1])
+    assert 50 < step < 200
+    sine = np.sin(2 * math.pi * np.arange(step) / 1000)
+    d, recorded = np.zeros(3), []
+    for k in range(step):
+        recorded.append(d)
+        d = d + 0.1 * (matrices[1].diagonal().numpy() * d - 1e-2 * sine[k] * g[1].numpy())
+    fit = np.linalg.lstsq(sine[:, None], np.array(recorded), rcond=None)[0][0] / 1e-2
+    np.testing.assert_allclose(a[1].numpy(), -fit / 3, rtol=1e-11, atol=1e-30)
+    # the others are what they are without it
+    rest = [0, 2]
+    alone = Lockin(LockinParams(t1=1, t2=2000)).gradient(linear(matrices[rest], g[rest]))
+    torch.testing.assert_close(a[rest], alone.parameters["all"]["x"] * 2 / 3, rtol=1e-12, atol=0)
+    # a parameter that samples share has the sum of their read-outs
+    shared = linear(matrices, g)
+    plain = shared._force
+    shared._force = lambda z, b: plain(z, b)
+    shared.parameters = {"b": torch.zeros(3, dtype=torch.float64, requires_grad=True)}
+    shared._jacobian = lambda z, b: matrices
+    summed = Lockin(LockinParams(t1=1, t2=2000)).gradient(shared)
+    torch.testing.assert_close(summed.parameters["all"]["b"], a.sum(0), rtol=1e-12, atol=1e-15)
+
+
+def test_a_blow_up_that_stays_finite_is_not_read_at_its_end():
+    # growing by 1.02 a step, to 5e8 by the end
+    matrices = torch.diag_embed(torch.tensor([[-1.0, -2.0], [0.2, -1.0]]).double())
+    found = Lockin(LockinParams(t1=1, t2=1000)).gradient(linear(matrices, draw(2, 2)))
+    assert has(found, Mark.NUDGE_DIVERGED) == [False, True]
+    assert found.diagnostics["t2"][1] < 100
+    assert torch.linalg.norm(found.parameters["all"]["x"][1]) < torch.linalg.norm(draw(2, 2)[1])
+
+
+def test_a_phase_shorter_than_a_unit_of_time_has_nothing_to_be_compared_with():
+    found = Lockin(LockinParams(t1=1, w=2 * math.pi / 0.1)).gradient(linear(non_normal(), draw(2, 3), eps=0.01))
+    assert found.diagnostics["t2"].tolist() == [20, 20]
+    assert has(found, Mark.NUDGE_DIVERGED) == [False, False]
 
 
 def test_a_drive_that_cannot_be_is_refused():

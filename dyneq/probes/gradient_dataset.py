@@ -77,6 +77,7 @@ _OTHERS = {
 def grouped(found: GradientSet) -> tuple[list[str], Array]:
     """Return the groups, all parameters first, and their inner products ``[group, estimator, batch, ...]``."""
     groups = list(dict.fromkeys(found.groups))
+    groups = [] if groups == [ALL] else groups  # the only group of a plain module is called so itself
     parts = [found.gram.sum(0)]
     parts += [found.gram[np.array(found.groups) == g].sum(0) for g in groups]
     return [ALL, *groups], np.stack(parts)

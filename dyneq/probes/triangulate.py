@@ -11,6 +11,7 @@ from dyneq.probes.gradient_dataset import dataset
 from dyneq.probes.gradient_sets import collect
 from dyneq.probes.gradient_specs import entries
 from dyneq.probes.triangulate_rules import with_readings
+from dyneq.probes.triangulate_without import with_arms
 from dyneq.systems.protocol import System
 
 #: What is compared where nothing is asked for: the exact adjoint, the corrected estimators, and two negative controls.
@@ -52,7 +53,7 @@ class TriangulateProbe(Probe):
     """Estimators of the gradient against a reference by parameter group: direction, scale, bias and noise."""
 
     name = "triangulate"
-    version = 1
+    version = 2  # 2: arms with one group removed
     Params: ClassVar[type[Params]] = TriangulateParams
     needs_loss = True
     needs_relaxation = False
@@ -74,7 +75,7 @@ class TriangulateProbe(Probe):
         found = collect(
             system, compared, batches=params.batches, samples=params.samples, seed=params.seed, progress=progress
         )
-        return with_readings(dataset(found), params.faithful)
+        return with_arms(with_readings(dataset(found), params.faithful), found)
 
     def summary(self, ds: xr.Dataset) -> list[Finding]:
         """Return a reading of every estimator and of the reference itself."""

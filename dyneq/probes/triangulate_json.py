@@ -8,6 +8,7 @@ import xarray as xr
 from dyneq.gradients.base import Mark
 from dyneq.probes.gradient_dataset import PAIRED
 from dyneq.probes.triangulate_rules import Ends
+from dyneq.probes.triangulate_without import arms_document
 
 
 def document(ds: xr.Dataset) -> dict[str, Any]:
@@ -43,6 +44,11 @@ def estimator_entry(ds: xr.Dataset, e: int) -> dict[str, Any]:
             }
             for g, group in enumerate(groups)
         }
+    arms = {
+        str(label): arms_document(ds, e, r)
+        for r, label in enumerate(ds["reference"].values)
+        if "without_cosine" in ds  # of grids, and where there is one group only, there are none
+    }
     medians = {
         name: _median(one[name].values)
         for name in ("force_residual", "adjoint_residual", "adjoint_norm", "displacement", "t2")
@@ -55,6 +61,7 @@ def estimator_entry(ds: xr.Dataset, e: int) -> dict[str, Any]:
         "cost": float(one["cost"]),
         "self_cosine": {g: interval(ds, "self_cosine", estimator=e, group=i) for i, g in enumerate(groups)},
         "against": against,
+        **({"without": arms} if arms else {}),
         "median": medians,
         "marks": {m.name.lower(): int(n) for m, n in zip(Mark, counts, strict=True) if n},
     }

@@ -7,6 +7,7 @@ from dyneq.probes.base import Finding
 from dyneq.probes.gradient_dataset import ALL
 from dyneq.probes.gradient_text import between, cosine_text, mark_findings, names, sample_findings
 from dyneq.probes.triangulate_rules import Ends, Reading, Settled, ceilings
+from dyneq.probes.triangulate_without import arms_words
 
 #: Worst first: the order in which the groups of an estimator are told.
 _ORDER = (
@@ -124,6 +125,7 @@ def _estimator(ds: xr.Dataset, e: int) -> Finding:
     if len(kinds) > 1:
         text += f"; over all parameters it is {_SHORT[reading[0]]}"
     text += f" (cosine {cosine_text(cosine)}, k {between(ratio)})" if np.isfinite(cosine.value) else ""
+    text += arms_words(ds, e)
     vague = set(kinds) <= {Reading.UNDETERMINED, Reading.AMBIGUOUS, Reading.NOTHING}
     return Finding("undetermined" if vague else "fact", text)
 

@@ -5,10 +5,11 @@ import xarray as xr
 
 from dyneq.probes.gradient_text import between, legend, marks_text, median_text, number, plus_minus, table
 from dyneq.probes.triangulate_rules import Ends
+from dyneq.probes.triangulate_without import arms_table
 
 
 def triangulate_text(ds: xr.Dataset) -> str:
-    """Return the table of estimators over all parameters, cosines by group, and by reference if there are several."""
+    """Return the tables: estimators over all parameters, by group, with one group removed, and by reference."""
     rows = [e for e in range(ds.sizes["estimator"]) if not ds["refusal"].values[e]]
     level = f"{100 * ds.attrs['level']:g} %"
     lines = [
@@ -20,6 +21,9 @@ def triangulate_text(ds: xr.Dataset) -> str:
     if notes:
         lines += ["  marks, with the number of samples:", *(f"  {n}" for n in notes)]
     lines += ["", f"  cosine with {ds['reference'].values[0]} by group", *table(_by_group(ds, rows))]
+    arms = arms_table(ds, rows[1:])
+    if arms:
+        lines += ["", f"  all parameters but one group: cosine with {ds['reference'].values[0]}, and k", *table(arms)]
     if ds.sizes["reference"] > 1:
         lines += ["", "  cosine with each reference, all parameters", *table(_by_reference(ds, rows))]
     asymmetry = ds["asymmetry"].values

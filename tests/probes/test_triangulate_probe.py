@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from dyneq.cli.main import run
 from dyneq.errors import DyneqError, UsageError
@@ -16,6 +17,7 @@ from dyneq.probes.gradient_sets import collect
 from dyneq.probes.gradient_specs import Entry, entries
 from dyneq.probes.registry import get_probe, run_probe
 from dyneq.probes.triangulate_rules import Ends, Reading, Settled, read, settled, with_readings
+from dyneq.probes.triangulate_without import with_arms
 from dyneq.systems.checkpoint import Checkpoint, EvaluationBatch
 from dyneq.systems.checkpoint_io import save_checkpoint
 from dyneq.systems.protocol import System, Time
@@ -209,6 +211,90 @@ def test_only_one_group_may_fail():
     names, gram = grouped(found)
     assert names[0] == "all"
     np.testing.assert_allclose(gram[0], gram[1:].sum(0), rtol=1e-13)
+
+
+def test_arms_with_one_group_removed_equal_those_of_the_gradients_themselves():
+    """Bound anew from the tokens, the group cut out of the vector, intervals by SciPy."""
+    system = block()
+    specs = ("phantom2", "ep:t2=40")
+    ds = run_probe("triangulate", system, ref=("bptt60",), estimator=specs, batches=4, samples=None, horizon=0)
+    built = [parse(s) for s in ("bptt60", "phantom:steps=2,t1=60", "ep:t2=40,t1=60")]
+    groups = ds["removed"].values.tolist()
+    assert groups == [g for g in ds["group"].values if g != "all"]
+    cosine, ratio, change = np.zeros((3, 5, 4)), np.zeros((3, 5, 4)), np.zeros((3, 5, 4))
+    for b in range(4):
+        index = torch.tensor(np.flatnonzero(ds["batch_of_sample"].values == b))
+        part = system.block.bind(system.tokens[index], system.targets[index], eps=system.eps)
+        found = [e.gradient(part).parameters for e in built]
+        for i, removed in enumerate([*groups, None]):
+            left = [
+                torch.cat([p.flatten() for g, m in f.items() if g != removed for p in m.values()]).numpy()
+                for f in found
+            ]
+            for e in range(3):
+                x, r = left[e], left[0]
+                c = x @ r / np.linalg.norm(x) / np.linalg.norm(r)
+                if removed is None:
+                    change[e, :, b] = cosine[e, :, b] - c
+                else:
+                    cosine[e, i, b], ratio[e, i, b] = c, np.log(np.linalg.norm(x) / np.linalg.norm(r))
+    for name, expected, back in (("cosine", cosine, 1), ("norm_ratio", ratio, 0), ("cosine_change", change, 1)):
+        got, ends = ds[f"without_{name}"].values[0], ds[f"without_{name}_interval"].values[0]
+        got, ends = (got, ends) if back else (np.log(got), np.log(ends))
+        mean = expected.mean(-1)
+        np.testing.assert_allclose(got, mean, rtol=1e-9, atol=1e-12)
+        half = stats.t.ppf(0.975, 3) * stats.sem(expected, axis=-1)
+        limits = np.clip(mean + half, -1, 1) if name == "cosine" else mean + half
+        np.testing.assert_allclose(ends[..., 1], limits, rtol=1e-7, atol=1e-12)
+    arms = get_probe("triangulate").document(ds)["estimators"][2]["without"]["bptt60"]
+    assert list(arms) == groups
+    assert arms["ffn"]["cosine"]["value"] == float(
+        ds["without_cosine"].sel(removed="ffn").isel(reference=0, estimator=2)
+    )
+    assert "all parameters but one group: cosine with bptt60, and k" in get_probe("triangulate").text(ds)
+    for name in ds.data_vars:
+        assert {"long_name", "units"} <= set(ds[name].attrs), name
+
+
+def test_a_group_that_dominates_hides_what_the_others_are():
+    class Loud(Planted):
+        """The head a million times as large; elsewhere as its options say."""
+
+        def gradient(self, system):
+            found = super().gradient(system)
+            head = Planted().gradient(system).parameters["head"]
+            mixed = {**found.parameters, "head": {name: 1e6 * p for name, p in head.items()}}
+            return Gradient(mixed, found.state, found.loss, found.diagnostics)
+
+    made = [
+        Entry("truth", Loud(), "reference", 20),
+        Entry("tilted", Loud(PlantedParams(bias=3.0)), "estimator", 20),
+        Entry("same", Loud(), "estimator", 20),
+    ]
+    found = collect(block(samples=16), made, batches=8, samples=None, seed=0, progress=lambda *_: None)
+    ds = with_arms(with_readings(dataset(found), 0.95), found)
+    assert readings(ds) == {"tilted": "faithful", "same": "faithful"}
+    arms = ds["without_reading"].sel(estimator="tilted").isel(reference=0)
+    assert [str(a) for a in arms.values] == ["biased" if g == "head" else "faithful" for g in ds["removed"].values]
+    # 1/sqrt(1 + 9/1.25) in expectation of the squares; subtracted from the whole it would have no digit left
+    row = ds.sel(estimator="tilted", removed="head").isel(reference=0)
+    assert float(row["without_cosine"]) == pytest.approx(
+        (1 + 9 / 1.25) ** -0.5, abs=2 * float(row["without_cosine_error"])
+    )
+    text = said(ds)
+    assert re.search(r"tilted: [^|]*; without head biased, cosine 0\.3", text)
+    assert "without" not in re.search(r"same: [^|]*", text)[0]
+    alone = run_probe("triangulate", Toy([1.0, 0.8]), ref=("bptt9",), estimator=("phantom2",), batches=2)
+    assert "removed" not in alone.dims
+    get_probe("triangulate").document(alone)
+
+
+def test_a_module_whose_only_group_is_called_all_has_one_group():
+    system = Toy([1.0, 0.8, 0.9, 0.7])
+    system.parameter_groups = lambda: {"all": {"w": system.w}}
+    ds = run_probe("triangulate", system, ref=("bptt9",), estimator=("phantom2",), batches=4)
+    assert ds["group"].values.tolist() == ["all"]
+    assert "phantom2" in said(ds)
 
 
 WIDE, NONE = Ends(0.9, -1, 1), Ends(0.9, np.nan, np.nan)

@@ -86,8 +86,8 @@ def arms_words(ds: xr.Dataset, e: int) -> str:
         moved = change.low > NOTABLE or change.high < -NOTABLE
         if turned or moved:
             cosine = cosine_text(Ends.of(ds, "without_cosine", **at))
-            parts.append(f"without {group} {f'{arm.value}, ' if turned else ''}cosine {cosine}")
-    return f"; {names(parts)}" if parts else ""
+            parts.append(f"{cosine} without {group}{f' (then {arm.value})' if turned else ''}")
+    return f"; its cosine is {names(parts)}" if parts else ""
 
 
 def arms_table(ds: xr.Dataset, rows: list[int]) -> list[tuple[str, ...]]:

@@ -282,7 +282,7 @@ def test_a_group_that_dominates_hides_what_the_others_are():
         (1 + 9 / 1.25) ** -0.5, abs=2 * float(row["without_cosine_error"])
     )
     text = said(ds)
-    assert re.search(r"tilted: [^|]*; without head biased, cosine 0\.3", text)
+    assert re.search(r"tilted: [^|]*; its cosine is 0\.3[^|]* without head \(then biased\)", text)
     assert "without" not in re.search(r"same: [^|]*", text)[0]
     alone = run_probe("triangulate", Toy([1.0, 0.8]), ref=("bptt9",), estimator=("phantom2",), batches=2)
     assert "removed" not in alone.dims

@@ -14,6 +14,7 @@ from dyneq.files import write_atomically
 from dyneq.systems.checkpoint import Checkpoint
 from dyneq.systems.checkpoint_io import load_checkpoint, save_checkpoint
 from dyneq.systems.protocol import Time
+from dyneq.train.moving import MOVING
 
 if TYPE_CHECKING:
     from dyneq.catalog.mapping import Mapping
@@ -135,10 +136,10 @@ def count_others(folder: Path) -> int:
 
 
 def checkpoint_files(folder: Path) -> Iterator[Path]:
-    """Yield the checkpoint files below a folder in a fixed order, without the moving `last.pt` of a run."""
+    """Yield the checkpoint files below a folder in a fixed order, without those of a run that are written over."""
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        moving = path.name == "last.pt" and (path.parent / "recipe.toml").exists()
+        moving = path.name in MOVING and (path.parent / "recipe.toml").exists()
         if path.suffix in SUFFIXES and not hidden and not moving and path.is_file():
             yield path
 

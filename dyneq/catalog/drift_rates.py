@@ -92,7 +92,11 @@ def _of_recipe(recipe: Mapping[str, Any]) -> Rates:
         resolved = resolve(recipe, "of the snapshots")
     except DyneqError as error:
         return Rates("none", f"there is no log, and no learning rates can be read out of the recipe: {error}")
-    return Rates("recipe", "there is no log: the learning rates are those of the recipe", resolved.optimizer.lr_at)
+    return Rates(
+        "recipe",
+        "there is no log: the learning rates are those of the recipe",
+        lambda step: resolved.optimizer.lr_at(step, resolved.run.steps),
+    )
 
 
 def _number(value: Any) -> float:

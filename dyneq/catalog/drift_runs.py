@@ -15,6 +15,7 @@ from dyneq.catalog.store import Store
 from dyneq.errors import DyneqError, UsageError, nearest
 from dyneq.files import is_folder
 from dyneq.systems.checkpoint_io import load_checkpoint
+from dyneq.train.moving import MOVING
 
 #: Where ``dyneq train`` puts a run that is given by a bare name.
 RUNS = Path("runs")
@@ -156,7 +157,7 @@ def _open_entry(entry: Entry, step: int, trust: bool) -> Subject:
 
 
 def of_folder(folder: Path, name: str, trust: bool = False) -> RunSnapshots:
-    """Return the snapshots that lie in a folder, without the moving ``last.pt`` of a run.
+    """Return the snapshots that lie in a folder, without the files of a run that are written over.
 
     Args:
         folder: The folder.
@@ -194,7 +195,7 @@ def of_folder(folder: Path, name: str, trust: bool = False) -> RunSnapshots:
 
 def is_snapshot(path: Path) -> bool:
     """Return whether a file is one of those a run keeps, by its name alone."""
-    moving = path.name == "last.pt" and (path.parent / "recipe.toml").exists()
+    moving = path.name in MOVING and (path.parent / "recipe.toml").exists()
     return path.suffix in SUFFIXES and not path.name.startswith(".") and not moving and path.is_file()
 
 

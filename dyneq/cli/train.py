@@ -23,6 +23,16 @@ RUNS = Path("runs")
 @click.option("--recipe", metavar="NAME|FILE", help="A packaged recipe or a TOML file.  [default: default]")
 @click.option("--data", metavar="FILE", help="Train on this UTF-8 text instead of the recipe's corpus.")
 @click.option("--gradient", metavar="SPEC", help="Such as adjoint, bptt60 or adjoint:solver=gmres,tol=1e-6.")
+@click.option(
+    "--reg",
+    "regularisers",
+    metavar="SPEC",
+    multiple=True,
+    help="Penalty, as floss, jacreg:0.1, floss:steps=8,margin=0.5.",
+)
+@click.option(
+    "--guard/--no-guard", default=None, help="Watch the run and act before it breaks.  [default: the recipe's]"
+)
 @click.option("--steps", type=int, help="Updates in all.")
 @click.option("--seed", type=int, envvar="DYNEQ_SEED", help="Seed of the weights and of the batches.")
 @click.option("--dtype", metavar="float32|float64", envvar="DYNEQ_DTYPE", help="Precision of everything.")
@@ -39,6 +49,8 @@ def train(
     recipe: str | None,
     data: str | None,
     gradient: str | None,
+    regularisers: tuple[str, ...],
+    guard: bool | None,
     steps: int | None,
     seed: int | None,
     dtype: str | None,
@@ -53,16 +65,17 @@ def train(
     """Train a small equilibrium block on text: snapshots and log in a run folder, names in the catalog.
 
     \b
+    dyneq train --reg floss
     dyneq train --recipe default --gradient bptt60 --steps 200
     dyneq train --resume runs/default-bptt-0
     """  # noqa: D301
-    overrides = _overrides(data, gradient, steps, seed, dtype)
+    overrides = _overrides(data, gradient, guard, steps, seed, dtype)
     source = click.get_current_context().get_parameter_source
-    fixed = ("recipe", "data", "gradient", "steps", "seed", "dtype", "assignments", "folder")
+    fixed = ("recipe", "data", "gradient", "regularisers", "guard", "steps", "seed", "dtype", "assignments", "folder")
     if resume is not None and any(source(name) is ParameterSource.COMMANDLINE for name in fixed):
         raise UsageError(
             "--resume continues a run with the recipe it was started with, so it goes with none of --recipe, --data, "
-            "--gradient, --steps, --seed, --dtype, --set and --run; drop them, or start a new run"
+            "--gradient, --reg, --guard, --steps, --seed, --dtype, --set and --run; drop them, or start a new run"
         )
     from dyneq.train import loop
     from dyneq.train.progress import progress_for
@@ -75,7 +88,7 @@ def train(
         if path is not None:
             outcome = loop.resume(path, device=device, hooks=_hooks(path, store, progress))
         else:
-            resolved = load_recipe(recipe, [*assignments, *overrides])
+            resolved = load_recipe(recipe, [*assignments, *overrides], regularisers)
             path = _folder(folder or _default_name(recipe, resolved))
             outcome = loop.start(resolved, path, device=device, hooks=_hooks(path, store, progress))
     except KeyboardInterrupt:
@@ -100,12 +113,19 @@ def _hooks(path: Path, store: str | None, progress: "Progress") -> "Hooks":
 
 
 def _overrides(
-    data: str | None, gradient: str | None, steps: int | None, seed: int | None, dtype: str | None
+    data: str | None, gradient: str | None, guard: bool | None, steps: int | None, seed: int | None, dtype: str | None
 ) -> list[str]:
     """Return the options as assignments, applied after ``--set``."""
     # JSON strings are TOML strings, so that a path or a spec is never read as a TOML value
     file = None if data is None else str(Path(data).absolute())
-    settings = {"data.file": file, "gradient": gradient, "run.steps": steps, "run.seed": seed, "run.dtype": dtype}
+    settings = {
+        "data.file": file,
+        "gradient": gradient,
+        "guard.enabled": guard,
+        "run.steps": steps,
+        "run.seed": seed,
+        "run.dtype": dtype,
+    }
     return [f"{key}={json.dumps(value)}" for key, value in settings.items() if value is not None]
 
 

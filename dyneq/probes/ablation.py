@@ -24,7 +24,8 @@ class AblationParams(Params):
 
     estimator: str = Field("holo", description="estimator whose options vary, with those that do not: holo:t2=80")
     grid: tuple[str, ...] = Field(
-        ("n=2,4", "r=0.02,0.1", "t2=20,60"), description="option and its values, such as r=0.02,0.05,0.1"
+        ("n=2,4", "r=0.02,0.1", "t2=20,60"),
+        description="option and its values, such as r=0.02,0.05,0.1 or estimator=aep,track",
     )
     ref: str = Field("bptt400", description="reference")
     batches: int = Field(6, ge=1, le=64, description="disjoint batches the samples are dealt into")

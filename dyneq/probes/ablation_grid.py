@@ -1,4 +1,7 @@
-"""The grid of an ablation: every combination of the values asked for, each a spec of the estimator."""
+"""The grid of an ablation: every combination of the values asked for, each a spec of the estimator.
+
+The estimator itself can be one of the options, ``estimator=aep,track``: every other one has to be an option of all.
+"""
 
 import itertools
 import math
@@ -10,6 +13,8 @@ from dyneq.gradients import registry
 
 #: Most points of a grid: each costs a whole estimate on every batch.
 MOST = 200
+#: What the estimator is called as an option.
+ESTIMATOR = "estimator"
 
 
 @dataclass(frozen=True)
@@ -44,16 +49,13 @@ def parse_grid(base: str, asked: Sequence[str]) -> Grid:
     """
     name, fixed = registry.split(base)
     fixed = registry.canonical(name, fixed)
-    known = type(registry.build(name, fixed).params).model_fields
+    registry.build(name, fixed)
+    read = [_read(text) for text in asked]
+    estimators = next((values for key, values in read if key == ESTIMATOR), (name,))
     options: dict[str, tuple[str, ...]] = {}
-    for text in asked:
-        key, equals, rest = (part.strip() for part in text.partition("="))
-        values = tuple(v.strip() for v in rest.split(","))
-        if not equals or not key or not all(values):
-            raise UsageError(f"a grid reads option=value,value, but {text!r} does not; write it like r=0.02,0.05,0.1")
-        (key,) = registry.canonical(name, {key: ""})
-        if key not in known:
-            raise UsageError(f"the estimator {name!r} has no option {key!r} to vary{nearest(key, known)}")
+    for key, values in read:
+        if key != ESTIMATOR:
+            key = _known(estimators, key)
         if key in options or key in fixed:
             raise UsageError(f"the option {key!r} is set twice; name it in one --grid only, and not in --estimator")
         options[key] = values
@@ -63,16 +65,55 @@ def parse_grid(base: str, asked: Sequence[str]) -> Grid:
     if count > MOST:
         raise UsageError(f"the grid has {count} points, more than {MOST}; give fewer values")
     for key, values in options.items():
-        read = [getattr(registry.build(name, {**fixed, key: v}).params, key) for v in values]
-        if len({repr(x) for x in read}) < len(read):
+        taken = [_value(estimators, fixed, key, v) for v in values]
+        if len({repr(x) for x in taken}) < len(taken):
             raise UsageError(f"the grid gives a value of {key!r} twice ({','.join(values)}); leave one of them out")
     points = list(itertools.product(*(range(len(v)) for v in options.values())))
-    shown = {**fixed, **dict.fromkeys(options)}
+    shown = {**fixed, **dict.fromkeys(k for k in options if k != ESTIMATOR)}
     specs = []
     for point in points:
         chosen = {k: options[k][i] for k, i in zip(options, point, strict=True)}
-        specs.append(f"{name}:" + ",".join(f"{k}={chosen.get(k, fixed.get(k))}" for k in shown))
+        given = ",".join(f"{k}={chosen.get(k, fixed.get(k))}" for k in shown)
+        specs.append(f"{chosen.get(ESTIMATOR, name)}:{given}".removesuffix(":"))
     return Grid(base, tuple(options), tuple(options.values()), tuple(points), tuple(specs))
+
+
+def _read(text: str) -> tuple[str, tuple[str, ...]]:
+    """Return the option and the values of a text.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    key, equals, rest = (part.strip() for part in text.partition("="))
+    values = tuple(v.strip() for v in rest.split(","))
+    if not equals or not key or not all(values):
+        raise UsageError(f"a grid reads option=value,value, but {text!r} does not; write it like r=0.02,0.05,0.1")
+    return key, values
+
+
+def _known(estimators: Sequence[str], key: str) -> str:
+    """Return the name of an option that all estimators have.
+
+    Raises:
+        UsageError: If one has no such option, or is none.
+    """
+    for name in estimators:
+        (key,) = registry.canonical(name, {key: ""})
+        known = type(registry.build(name, {}).params).model_fields
+        if key not in known:
+            raise UsageError(f"the estimator {name!r} has no option {key!r} to vary{nearest(key, known)}")
+    return key
+
+
+def _value(estimators: Sequence[str], fixed: dict[str, str], key: str, value: str) -> object:
+    """Return what an option takes a value for.
+
+    Raises:
+        UsageError: If an estimator cannot take it, or one of the options that are fixed.
+    """
+    if key == ESTIMATOR:
+        return registry.build(value, fixed).name
+    return [getattr(registry.build(name, {**fixed, key: value}).params, key) for name in estimators]
 
 
 def point_label(grid: Grid, point: tuple[int, ...]) -> str:

@@ -10,7 +10,8 @@ from dyneq.errors import UsageError
 from dyneq.probes.base import Finding, Params, Probe, Progress, silent
 from dyneq.probes.decompose_measure import measure
 from dyneq.probes.gradient_specs import entries
-from dyneq.probes.penalty_measures import parse_penalty
+from dyneq.probes.penalties import registry as penalty_registry
+from dyneq.probes.penalties.base import Penalty
 from dyneq.systems.protocol import System
 
 
@@ -19,7 +20,7 @@ class DecomposeParams(Params):
 
     gradient: str = Field("bptt150", description="estimator of the task's gradient, such as adjoint or bptt150")
     penalty: tuple[str, ...] = Field(
-        ("resreg:0.2", "jacreg:0.1"), description="penalty as name:weight; the weight multiplies the bare measure"
+        ("resreg:0.2", "jacreg:0.1"), description="penalty as name:weight or with options, as in training"
     )
     batches: int = Field(4, ge=1, le=64, description="disjoint batches the samples are dealt into")
     samples: int | None = Field(32, ge=1, description="samples to use, the first ones; all if null")
@@ -41,16 +42,16 @@ class DecomposeParams(Params):
         return self
 
 
-def penalties(specs: Sequence[str]) -> list[tuple[str, float]]:
-    """Return names and weights.
+def penalties(specs: Sequence[str]) -> list[Penalty]:
+    """Return the penalties that specs describe.
 
     Raises:
         UsageError: If there is none, a spec is none, or a penalty is given twice.
     """
     if not specs:
         raise UsageError("no penalty is given to set against the task; name at least one, such as --penalty jacreg:0.1")
-    found = [parse_penalty(spec) for spec in specs]
-    names = [name for name, _ in found]
+    found = [penalty_registry.parse(spec) for spec in specs]
+    names = [penalty.name for penalty in found]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"the penalty {name!r} is given twice; leave one of them out")
@@ -61,11 +62,11 @@ class DecomposeProbe(Probe):
     """The update split into task and penalties, by parameter group: who drives it?
 
     Penalties are the measures other probes report, differentiated with respect to the weights at the state the free
-    relaxation reached, which is held fixed.
+    relaxation reached, which is held fixed; weighted and scaled as in training, over the whole batch.
     """
 
     name = "decompose"
-    version = 1
+    version = 2
     Params: ClassVar[type[Params]] = DecomposeParams
     needs_loss = True
 

@@ -12,7 +12,6 @@ from dyneq.probes.base import CERTIFICATE, EXACT, annotate
 from dyneq.probes.decompose_measure import Parts, combined, draw_noise
 from dyneq.probes.decompose_rules import read
 from dyneq.probes.gradient_dataset import ALL
-from dyneq.probes.penalty_measures import PENALTIES
 from dyneq.probes.triangulate_rules import Ends
 
 _GEOMETRIC = "geometric mean over batches"
@@ -88,7 +87,7 @@ def dataset(found: Parts) -> xr.Dataset:
     bars = {str(n).removesuffix("_error"): str(n) for n in ds.data_vars if str(n).endswith("_error")}
     roles = dict.fromkeys(("force_residual", "free_residual", "draw_noise"), CERTIFICATE)
     ds = annotate(ds, bars=bars, roles=roles | dict.fromkeys(("batch_of_sample", "draws", "weight"), EXACT))
-    ds["measure"] = ("penalty", _words([_measure(n) for n in found.names]))
+    ds["measure"] = ("penalty", _words(found.what))
     ds["measure"].attrs.update(long_name="what the penalty measures", units="")
     readings = [read(*_ratios(ds, p)) for p in range(len(found.names))]
     ds["reading"] = ("penalty", _words([r.value for r in readings]))
@@ -100,10 +99,6 @@ def dataset(found: Parts) -> xr.Dataset:
 def _ratios(ds: xr.Dataset, p: int) -> tuple[Ends, list[Ends]]:
     found = [Ends.of(ds, "ratio", penalty=p, group=g) for g in range(ds.sizes["group"])]
     return found[0], found[1:]
-
-
-def _measure(name: str) -> str:
-    return f"{PENALTIES[name].what}, {PENALTIES[name].units}"
 
 
 def _against_task(gram: Array) -> tuple[Interval, Interval]:

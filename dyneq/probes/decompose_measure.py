@@ -13,7 +13,8 @@ from dyneq.errors import DyneqError, UsageError
 from dyneq.gradients.base import Grouped, Mark, ParameterList
 from dyneq.probes.base import Progress
 from dyneq.probes.gradient_specs import Entry
-from dyneq.probes.penalty_measures import PENALTIES, penalty_gradient
+from dyneq.probes.penalties.base import Penalty
+from dyneq.probes.penalties.contribution import bare_gradient, grouped_norm, task_scaled
 from dyneq.probes.update_batches import Usable, embedded, usable_samples
 from dyneq.systems.protocol import System
 
@@ -27,12 +28,13 @@ class Parts:
     Attributes:
         task: The estimator of the task's gradient.
         names: Penalties ``[penalty]``.
+        what: What each measures, with units.
         weights: Their weights.
         draws: Gradients each was averaged over: those of different random vectors, 1 where it draws none.
         groups: Group of every parameter ``[parameter]``.
         parameters: Names ``[parameter]``.
         gram: Inner products ``[parameter, batch, row, row]`` of the rows task, draws of the first penalty, and so on,
-            without weights.
+            without weights; those of a penalty scaled to the task's gradient are scaled.
         values: Value of every penalty ``[penalty, batch]``, mean over draws.
         loss: Loss ``[sample]`` the task's gradient was taken at, NaN for samples left out.
         force_residual: Force residual ``[sample]`` there.
@@ -45,6 +47,7 @@ class Parts:
 
     task: Entry
     names: list[str]
+    what: list[str]
     weights: Array
     draws: list[int]
     groups: list[str]
@@ -63,7 +66,7 @@ class Parts:
 def measure(
     system: System,
     task: Entry,
-    penalties: Sequence[tuple[str, float]],
+    penalties: Sequence[Penalty],
     *,
     batches: int,
     samples: int | None,
@@ -76,7 +79,7 @@ def measure(
     Args:
         system: A system with a loss and parameters.
         task: The estimator of the task's gradient.
-        penalties: Names and weights.
+        penalties: The penalties.
         batches: Number of disjoint batches.
         samples: How many samples to use; all if None.
         draws: Random vectors a penalty that draws any is averaged over.
@@ -99,12 +102,13 @@ def measure(
     ParameterList(found.system)  # refuses what has no gradient before anything else is computed
     size = len(found.order) // batches
     groups, names = _names(found.system)
-    many = [draws if PENALTIES[name].random else 1 for name, _ in penalties]
+    many = [draws if penalty.random else 1 for penalty in penalties]
     width = len(found.relaxation.status)
     out = Parts(
         task=task,
-        names=[name for name, _ in penalties],
-        weights=np.array([weight for _, weight in penalties]),
+        names=[penalty.name for penalty in penalties],
+        what=[f"{penalty.what}, {penalty.units}" for penalty in penalties],
+        weights=np.array([penalty.weight for penalty in penalties]),
         draws=many,
         groups=groups,
         parameters=names,
@@ -120,12 +124,14 @@ def measure(
     )
     for b in range(batches):
         progress(f"batch {b + 1} of {batches}", (b + 0.5) / (batches + 1))
-        _batch(out, found, found.order[b * size : (b + 1) * size].sort().values, b, generator)
+        _batch(out, found, penalties, found.order[b * size : (b + 1) * size].sort().values, b, generator)
     progress("done", 1.0)
     return out
 
 
-def _batch(out: Parts, found: Usable, index: Tensor, b: int, generator: torch.Generator) -> None:
+def _batch(
+    out: Parts, found: Usable, penalties: Sequence[Penalty], index: Tensor, b: int, generator: torch.Generator
+) -> None:
     """Fill in one batch."""
     at = index.numpy()
     where = index.to(found.relaxation.z.device)
@@ -136,14 +142,14 @@ def _batch(out: Parts, found: Usable, index: Tensor, b: int, generator: torch.Ge
     out.force_residual[at] = gradient.diagnostics["force_residual"].double().cpu().numpy()
     for mark, flags in gradient.marks.items():
         out.marks.setdefault(mark, np.zeros(len(out.batch), dtype=bool))[at] = flags.cpu().numpy()
-    parameters = ParameterList(part)
     rows: list[Grouped] = [gradient.parameters]
-    for p, (name, many) in enumerate(zip(out.names, out.draws, strict=True)):
+    task_norm = grouped_norm(gradient.parameters)
+    for p, (penalty, many) in enumerate(zip(penalties, out.draws, strict=True)):
         values = []
         for _ in range(many):
-            value, direction = penalty_gradient(part, name, z, generator, parameters)
-            values.append(float(value))
-            rows.append(direction)
+            bare = bare_gradient(penalty, part, z, generator)
+            values.append(float(bare.value))
+            rows.append(task_scaled(bare, task_norm) if penalty.params.scale == "task" else bare.parameters)
         out.values[p, b] = np.mean(values)
     for r, row in enumerate(rows):
         if not all(bool(torch.isfinite(v).all()) for members in row.values() for v in members.values()):

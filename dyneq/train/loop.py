@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from dyneq import __version__
+from dyneq.probes.penalties.base import Penalty
 from dyneq.train.data import load_corpus
 from dyneq.train.log import Record, TrainingLog, cut_log
-from dyneq.train.penalties import Penalty
 from dyneq.train.progress import Progress, SilentProgress
 from dyneq.train.recipe import Recipe
 from dyneq.train.run_folder import RunFolder
@@ -27,6 +27,8 @@ class Ending(enum.StrEnum):
     """All updates of the recipe were applied."""
     NON_FINITE = "non-finite"
     """A loss, gradient or weight stopped being finite; the last finite weights were kept."""
+    FUSE = "fuse"
+    """The relaxation was far from settling for too many updates in a row."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Hooks:
     Attributes:
         sink: Told of every snapshot.
         progress: Shows how the run proceeds.
-        penalties: Terms added to the gradient.
+        penalties: Terms beside those of the recipe.
     """
 
     sink: Sink | None = None
@@ -143,12 +145,21 @@ def _run(trainer: Trainer, run: RunFolder, hooks: Hooks) -> Outcome:
             due = recipe.snapshot_due(trainer.step)
             if due or trainer.step % recipe.run.evaluate_every == 0:
                 record |= trainer.evaluate()
+            if "validation_loss" in record and recipe.run.best:
+                _keep_best(trainer, run)
             log.append(record)
             progress.update(record)
+            if "switch" in record:
+                progress.note(record["switch"])
             if due:
                 snapshot = _keep(trainer, run, hooks).path
-            if due or trainer.step % recipe.run.save_every == 0:
+            blown = trainer.fuse.sentence(trainer.step)
+            if due or blown or trainer.step % recipe.run.save_every == 0:
                 _save(trainer, run, log)
+            if blown:
+                ending, sentence = Ending.FUSE, blown
+                snapshot = _keep(trainer, run, hooks).path
+                break
         if snapshot == run.last_file and run.snapshot_file(trainer.step).exists():
             snapshot = run.snapshot_file(trainer.step)  # there was nothing left to do
     return Outcome(ending, sentence, trainer.step, snapshot, run.path, time.monotonic() - began, trainer.metrics)
@@ -159,6 +170,14 @@ def _keep(trainer: Trainer, run: RunFolder, hooks: Hooks) -> Snapshot:
     if hooks.sink is not None:
         hooks.sink(snapshot)
     return snapshot
+
+
+def _keep_best(trainer: Trainer, run: RunFolder) -> None:
+    """Write best.pt if no evaluation before was as good."""
+    loss = trainer.metrics["validation_loss"]
+    if loss < trainer.best:
+        write_snapshot(run.best_file, trainer.checkpoint())
+        trainer.best = loss
 
 
 def _save(trainer: Trainer, run: RunFolder, log: TrainingLog) -> None:

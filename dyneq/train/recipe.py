@@ -1,80 +1,47 @@
-"""Recipes: everything a training run depends on, read from TOML and overridden by ``key.sub=value``."""
+"""Recipes: everything a training run depends on, read from TOML, inherited, and overridden by ``key.sub=value``."""
 
 import json
-import tomllib
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError
 
-from dyneq.errors import DyneqError, UsageError, nearest
+from dyneq.errors import UsageError, nearest
 from dyneq.gradients import registry
+from dyneq.probes.penalties import registry as penalties
 from dyneq.systems.checkpoint import block_of_kind
+from dyneq.train.recipe_reading import DEFAULT_GRADIENT, assign, gradient_table, inherited, packaged
+from dyneq.train.sections import (
+    DataSection,
+    GuardSection,
+    OptimizerSection,
+    RunSection,
+    Section,
+    StabilitySection,
+    SwitchSection,
+)
 
-RECIPES = "dyneq.train.recipes"
-DEFAULT_GRADIENT = "adjoint"
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataSection(_Section):
-    """Which text, and how it is divided."""
-
-    corpus: str = Field("pydoc", description="built-in corpus, unless a file is named")
-    file: str | None = Field(None, description="UTF-8 text to use instead")
-    validation: float = Field(0.1, gt=0, lt=1, description="share held out, at the end of the text")
-    evaluation_samples: int = Field(64, gt=0, description="samples of the pinned evaluation batch")
-    evaluation_seed: int = Field(0, ge=0, description="seed that draws it")
-
-
-class OptimizerSection(_Section):
-    """How a gradient becomes a step."""
-
-    name: Literal["adam", "adamw"] = Field("adam", description="adam, or adamw with decoupled weight decay")
-    lr: float = Field(3e-3, gt=0, description="learning rate after warm-up")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the two moment estimates")
-    weight_decay: float = Field(0.0, ge=0, description="weight decay")
-    clip: float | None = Field(None, gt=0, description="largest norm of the whole gradient; no clipping if None")
-    warmup: int = Field(100, ge=0, description="steps over which the learning rate rises linearly")
-
-    @field_validator("betas")
-    @classmethod
-    def _below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError("both should lie in [0, 1)")
-        return betas
-
-    def lr_at(self, step: int) -> float:
-        """Return the learning rate of the update number ``step``, counted from 1."""
-        return self.lr * min(1.0, step / self.warmup) if self.warmup else self.lr
+#: What recipes have always stored; later settings are stored only where they differ from their default, so that the
+#: checkpoints of older recipes keep their digests.
+_STORED = {
+    "data": {"corpus", "file", "validation", "evaluation_samples", "evaluation_seed"},
+    "optimizer": {"name", "lr", "betas", "weight_decay", "clip", "warmup"},
+    "run": {
+        "steps",
+        "batch",
+        "seed",
+        "relaxation",
+        "evaluate_every",
+        "save_every",
+        "snapshots",
+        "snapshot_every",
+        "dtype",
+    },
+}
 
 
-class RunSection(_Section):
-    """How long, from which seed, and what is kept."""
-
-    steps: int = Field(500, gt=0, description="updates in all")
-    batch: int = Field(16, gt=0, description="samples an update")
-    seed: int = Field(0, ge=0, description="seed of the weights and of the batches")
-    relaxation: int = Field(60, gt=0, description="steps T1 of the relaxation, in training and in evaluation")
-    evaluate_every: int = Field(50, gt=0, description="updates between evaluations on the pinned batch")
-    save_every: int = Field(25, gt=0, description="updates between saves of the state that --resume continues from")
-    snapshots: tuple[int, ...] = Field((), description="updates after which a snapshot is kept")
-    snapshot_every: int | None = Field(None, gt=0, description="further snapshots, every so many updates")
-    dtype: Literal["float32", "float64"] = Field("float32", description="precision of everything")
-
-    @model_validator(mode="after")
-    def _within_the_run(self) -> "RunSection":
-        outside = [step for step in self.snapshots if not 0 <= step <= self.steps]
-        if outside:
-            raise ValueError(f"snapshots should lie in 0..{self.steps}, the run's steps, but {outside[0]} does not")
-        return self
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """A whole training run; equal recipes on equal machines give equal weights.
 
     Attributes:
@@ -82,14 +49,22 @@ class Recipe(_Section):
         data: The text.
         gradient: The estimator as :meth:`Estimator.to_plain` gives it; its free relaxation has ``run.relaxation``
             steps.
+        switch: Changes of the estimator, in the order they come.
+        penalty: Options of every penalty by its name.
         optimizer: The optimiser.
+        stability: Gate, fuse, caps and pre-warm.
+        guard: What watches the run.
         run: Length, seed and what is kept.
     """
 
     block: dict[str, Any]
     data: DataSection = DataSection()
-    gradient: dict[str, Any] = {"name": DEFAULT_GRADIENT}
+    gradient: dict[str, Any] = Field(default_factory=lambda: {"name": DEFAULT_GRADIENT})
+    switch: tuple[SwitchSection, ...] = ()
+    penalty: dict[str, dict[str, Any]] = Field(default_factory=dict)
     optimizer: OptimizerSection = OptimizerSection()
+    stability: StabilitySection = StabilitySection()
+    guard: GuardSection = GuardSection()
     run: RunSection = RunSection()
 
     def snapshot_due(self, step: int) -> bool:
@@ -97,12 +72,52 @@ class Recipe(_Section):
         every = self.run.snapshot_every
         return step == self.run.steps or step in self.run.snapshots or (every is not None and step % every == 0)
 
+    def to_plain(self) -> dict[str, Any]:
+        """Return plain values, the inverse of :func:`resolve`; late settings at their default are absent."""
+        full: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
+        defaults = type(self)(block={}).model_dump(mode="json", exclude_none=True)
+        plain = {}
+        for section, value in full.items():
+            if section in _STORED:
+                kept = _STORED[section]
+                plain[section] = {k: v for k, v in value.items() if k in kept or v != defaults[section].get(k)}
+            elif section in ("block", "gradient") or value != defaults[section]:
+                plain[section] = value
+        return plain
+
     def to_toml(self) -> str:
         """Return the recipe as TOML with every default written out; reading it gives the same recipe."""
-        return "\n".join(
-            f"[{section}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in members.items())
-            for section, members in self.model_dump(exclude_none=True).items()
-        )
+        return "\n".join(_tables(self.model_dump(exclude_none=True)))
+
+
+_SECTIONS: dict[str, type[Section]] = {
+    "data": DataSection,
+    "switch": SwitchSection,
+    "optimizer": OptimizerSection,
+    "stability": StabilitySection,
+    "guard": GuardSection,
+    "run": RunSection,
+}
+
+
+def _tables(values: Mapping[str, Any]) -> list[str]:
+    """Return TOML tables, two levels deep and arrays of them."""
+    out = []
+    for section, members in values.items():
+        if isinstance(members, dict) and members and all(isinstance(v, dict) for v in members.values()):
+            out += [_table(f"[{section}.{name}]", options) for name, options in members.items()]
+        elif isinstance(members, dict):
+            out.append(_table(f"[{section}]", members))
+        else:
+            for item in members:
+                nested = {k: v for k, v in item.items() if isinstance(v, dict)}
+                out.append(_table(f"[[{section}]]", {k: v for k, v in item.items() if k not in nested}))
+                out += [_table(f"[{section}.{k}]", v) for k, v in nested.items()]
+    return out
+
+
+def _table(header: str, members: Mapping[str, Any]) -> str:
+    return f"{header}\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in members.items())
 
 
 def _toml(value: Any) -> str:
@@ -110,29 +125,30 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
 
 
-def packaged() -> list[str]:
-    """Return the names of the recipes that come with the package."""
-    return sorted(f.name.removesuffix(".toml") for f in resources.files(RECIPES).iterdir() if f.name.endswith(".toml"))
+def load_recipe(
+    source: str | Path | None = None, overrides: Iterable[str] = (), regularisers: Iterable[str] = ()
+) -> Recipe:
+    """Read a recipe with what it inherits, and apply overrides.
 
-
-def load_recipe(source: str | Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe and apply overrides.
+    A recipe that says ``inherits = "NAME"`` (a packaged one, or a TOML file beside it) changes only what it states;
+    ``penalty.NAME = false`` drops an inherited penalty.
 
     Args:
         source: A TOML file, the name of a packaged recipe, or None for the packaged ``default``.
         overrides: Assignments ``section.key=value`` in TOML's notation, applied in order; ``gradient=SPEC`` too.
+        regularisers: Penalties to add, such as ``floss`` or ``jacreg:0.1``; options the recipe has are kept.
 
     Raises:
         DyneqError: If the file cannot be read.
         UsageError: If there is no such recipe, or it holds something unknown or impossible.
     """
-    text, origin = _read("default" if source is None else source)
-    try:
-        values: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"the recipe {origin} should be TOML, but is not: {error}") from None
+    values, origin = inherited("default" if source is None else source, ())
+    for spec in regularisers:
+        name, options = penalties.split(spec)
+        table = _penalty_tables(values, origin).get(name)
+        values["penalty"] = {**values.get("penalty", {}), name: {**(table or {}), **options}}
     for assignment in overrides:
-        _assign(values, assignment)
+        assign(values, assignment)
     return resolve(values, origin)
 
 
@@ -146,9 +162,19 @@ def resolve(values: Mapping[str, Any], origin: str = "given") -> Recipe:
         UsageError: If a key is unknown (with the nearest known one) or a value impossible.
     """
     values = dict(values)
+    values["penalty"] = {
+        name: penalties.build(name, options).to_plain()
+        for name, options in _penalty_tables(values, origin).items()
+        if options is not None
+    }
     if "gradient" in values:
-        values["gradient"] = _gradient_table(values["gradient"])
+        values["gradient"] = gradient_table(values["gradient"])
         _one_depth(values, origin)
+    if isinstance(values.get("switch"), list):
+        values["switch"] = [
+            {**s, "gradient": gradient_table(s["gradient"])} if isinstance(s, dict) and "gradient" in s else s
+            for s in values["switch"]
+        ]
     try:
         recipe = Recipe(**values)
     except ValidationError as error:
@@ -160,53 +186,48 @@ def resolve(values: Mapping[str, Any], origin: str = "given") -> Recipe:
         run = recipe.run.model_copy(update={"relaxation": getattr(estimator.params, estimator.depth)})
     else:
         run = recipe.run
-        estimator = registry.build(name, {**options, estimator.depth: run.relaxation})
-    gradient = {key: value for key, value in estimator.to_plain().items() if value is not None}
-    return recipe.model_copy(update={"block": _block(recipe.block, origin), "gradient": gradient, "run": run})
+    update = {
+        "block": _block(recipe.block, origin),
+        "gradient": _at_depth(recipe.gradient, run.relaxation),
+        "switch": tuple(
+            s.model_copy(update={"gradient": _at_depth(s.gradient, run.relaxation)}) for s in recipe.switch
+        ),
+        "run": run,
+    }
+    return recipe.model_copy(update=update)
 
 
-def _read(source: str | Path) -> tuple[str, str]:
-    path = Path(source)
-    if path.suffix != ".toml":
-        if str(source) not in packaged():
+def _at_depth(table: Mapping[str, Any], relaxation: int) -> dict[str, Any]:
+    """Return an estimator's plain form; one that states no depth of its own relaxes as the run does."""
+    options = dict(table)
+    name = options.pop("name", DEFAULT_GRADIENT)
+    estimator = registry.build(name, {registry.depth_option(name): relaxation, **options})
+    return {key: value for key, value in estimator.to_plain().items() if value is not None}
+
+
+def _penalty_tables(values: Mapping[str, Any], origin: str) -> dict[str, dict[str, Any] | None]:
+    """Return the options of every penalty, None for one that was dropped."""
+    tables: dict[str, dict[str, Any] | None] = {}
+    found = values.get("penalty", {})
+    if not isinstance(found, dict):
+        raise UsageError(
+            f"the recipe {origin} should hold tables such as [penalty.floss], but its penalty is {found!r}"
+        )
+    for name, options in found.items():
+        if options is False:
+            tables[name] = None
+        elif options is True:
+            tables[name] = {}
+        elif isinstance(options, dict):
+            tables[name] = options
+        elif isinstance(options, int | float):
+            tables[name] = {"weight": options}
+        else:
             raise UsageError(
-                f"there is no packaged recipe {str(source)!r}{nearest(str(source), packaged())}, "
-                "or name a file that ends in .toml"
+                f"the recipe {origin} sets 'penalty.{name}' to {options!r}, but it takes a table of options, a weight, "
+                "or false to drop an inherited one"
             )
-        return (resources.files(RECIPES) / f"{source}.toml").read_text("utf-8"), repr(str(source))
-    try:
-        return path.read_bytes().decode("utf-8"), str(path)
-    except OSError as error:
-        raise DyneqError(f"the recipe {path} cannot be read ({error.strerror or error}); check the path") from None
-    except UnicodeDecodeError:
-        raise DyneqError(f"the recipe {path} should be UTF-8 text, but is not; name a TOML file") from None
-
-
-def _assign(values: dict[str, Any], assignment: str) -> None:
-    key, equals, text = assignment.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts) or (len(parts) != 2 and parts != ["gradient"]):
-        raise UsageError(f"--set takes section.key=value, such as optimizer.lr=1e-3, but got {assignment!r}")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word is a string
-    values["gradient"] = _gradient_table(value if parts == ["gradient"] else values.get("gradient", {}))
-    section, name = (*parts, "name")[:2]
-    if parts != ["gradient"]:
-        table = values.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise UsageError(f"--set {assignment} needs a table [{section}] in the recipe, but it holds {table!r}")
-        if section == "gradient":
-            (name,) = registry.canonical(table.get("name", DEFAULT_GRADIENT), {name: value})
-        values[section] = {**table, name: value}
-    # the later of two statements of the depth wins: forget the other one
-    depth = registry.depth_option(values["gradient"].get("name", DEFAULT_GRADIENT))
-    run = values.get("run")
-    if (section, name) == ("run", "relaxation"):
-        values["gradient"].pop(depth, None)
-    elif section == "gradient" and depth in values["gradient"] and isinstance(run, dict):
-        values["run"] = {key: v for key, v in run.items() if key != "relaxation"}
+    return tables
 
 
 def _one_depth(values: Mapping[str, Any], origin: str) -> None:
@@ -222,15 +243,6 @@ def _one_depth(values: Mapping[str, Any], origin: str) -> None:
             f"the recipe {origin} relaxes for run.relaxation={run['relaxation']} steps but its gradient for "
             f"{depth}={gradient[depth]}; state one of the two, or the same number twice"
         )
-
-
-def _gradient_table(value: object) -> dict[str, Any]:
-    if isinstance(value, str):
-        name, options = registry.split(value)
-        value = {"name": name, **options}
-    if not isinstance(value, dict):
-        raise UsageError(f"the gradient of a recipe should be a spec or a table with a name, but is {value!r}")
-    return registry.canonical(value.get("name", DEFAULT_GRADIENT), value)
 
 
 def _block(values: dict[str, Any], origin: str) -> dict[str, Any]:
@@ -251,10 +263,8 @@ def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     where = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
-        model: Any = Recipe
-        for part in where[:-1]:
-            model = model.model_fields[part].annotation
-        return f"has no setting {'.'.join(where)!r}{nearest(where[-1], model.model_fields)}"
+        section: Any = Recipe if len(where) == 1 else _SECTIONS[where[0]]
+        return f"has no setting {'.'.join(where)!r}{nearest(where[-1], section.model_fields)}"
     if first["type"] == "missing":
         return f"lacks {'.'.join(where)!r}; add it, or start from one of {', '.join(packaged())}"
     message = first["msg"].removeprefix("Value error, ")

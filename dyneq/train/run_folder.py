@@ -1,4 +1,4 @@
-"""The folder of a run: recipe.toml, log.jsonl, step-000300.pt, last.pt."""
+"""The folder of a run: recipe.toml, log.jsonl, step-000300.pt, best.pt, last.pt."""
 
 import fcntl
 import os
@@ -24,6 +24,8 @@ class RunFolder:
         self.recipe_file = self.path / "recipe.toml"
         self.log_file = self.path / "log.jsonl"
         self.last_file = self.path / "last.pt"
+        self.best_file = self.path / "best.pt"
+        self.stable_file = self.path / "stable.pt"
 
     def snapshot_file(self, step: int) -> Path:
         """Return where the snapshot after ``step`` updates is kept."""

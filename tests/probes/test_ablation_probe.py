@@ -26,6 +26,23 @@ def test_a_grid_is_every_combination_of_its_values():
     assert parse_grid("aep5", ("beta=0.1,0.2",)).specs == ("aep:t2=5,beta=0.1", "aep:t2=5,beta=0.2")
 
 
+def test_tracking_or_frozen_is_an_option_too():
+    grid = parse_grid("aep:t2=40", ("estimator=aep,track", "beta=1e-3,0.1"))
+    assert grid.specs == ("aep:t2=40,beta=1e-3", "aep:t2=40,beta=0.1", "track:t2=40,beta=1e-3", "track:t2=40,beta=0.1")
+    assert parse_grid("aep", ("estimator=ep,aep",)).specs == ("ep", "aep")
+    ds = run_probe(
+        "ablation",
+        block(samples=8),
+        ref="bptt80",
+        estimator="aep:t1=1,t2=80,beta=1e-3",
+        grid=("estimator=aep,track",),
+        batches=8,
+    )
+    # the free phase is stopped after a step, and only the moving mean finishes it
+    assert ds["cosine_effect"].values.tolist() == ["matters"]
+    assert ds["point"].values[int(ds.attrs["best"])] == "estimator=track"
+
+
 @pytest.mark.parametrize(
     ("base", "grid", "words"),
     [
@@ -40,6 +57,10 @@ def test_a_grid_is_every_combination_of_its_values():
         ("aep", (), "a grid of one point"),
         ("aep", (f"t2={','.join(map(str, range(1, 202)))}",), "201 points, more than 200"),
         ("nothing", ("t2=5,40",), "gradient estimator"),
+        ("aep", ("estimator=aep,nothing",), "gradient estimator"),
+        ("aep", ("estimator=aep,dyadic", "beta=0.1,0.2"), "'dyadic' has no option 'beta' to vary"),
+        ("aep:beta=0.1", ("estimator=aep,dyadic",), "'dyadic' has no option 'beta'"),
+        ("aep", ("estimator=aep,aep",), "twice"),
     ],
 )
 def test_a_grid_that_is_none_is_one_sentence(base, grid, words):

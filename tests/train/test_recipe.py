@@ -92,5 +92,5 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
 
 def test_warm_up_is_linear() -> None:
     optimizer = load_recipe(None, ["optimizer.lr=1.0", "optimizer.warmup=4"]).optimizer
-    assert [optimizer.lr_at(step) for step in (1, 2, 4, 9)] == [0.25, 0.5, 1.0, 1.0]
-    assert load_recipe(None, ["optimizer.lr=1.0", "optimizer.warmup=0"]).optimizer.lr_at(1) == 1.0
+    assert [optimizer.lr_at(step, 300) for step in (1, 2, 4, 9)] == [0.25, 0.5, 1.0, 1.0]
+    assert load_recipe(None, ["optimizer.lr=1.0", "optimizer.warmup=0"]).optimizer.lr_at(1, 300) == 1.0

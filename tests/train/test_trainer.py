@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from dyneq.dynamics.relax import relax
-from dyneq.gradients.base import Gradient
+from dyneq.probes.penalties.base import Measured, Penalty, PenaltyParams
 from dyneq.systems.checkpoint_io import load_checkpoint
 from dyneq.systems.protocol import System
 from dyneq.train.data import load_corpus
 from dyneq.train.log import read_log
 from dyneq.train.loop import Ending, Hooks, resume, start
-from dyneq.train.penalties import Contribution
 from dyneq.train.recipe import Recipe
 from dyneq.train.snapshots import Snapshot
 from dyneq.train.trainer import Trainer
@@ -78,14 +77,14 @@ def test_evaluation_is_the_loss_on_the_pinned_batch_at_the_depth_of_the_run(tiny
     assert metrics["validation_force_residual_max"] == pytest.approx(worst, rel=1e-4)
 
 
-class Ridge:
+class Ridge(Penalty):
     """|W_O|^2 / 2, whose gradient is W_O."""
 
-    name = "ridge"
+    name, what, units, Params = "ridge", "size of W_O", "1", PenaltyParams
 
-    def contribution(self, system: System, gradient: Gradient) -> Contribution:
-        w = system.parameter_groups()["attn"]["attn.wo.weight"].detach()
-        return Contribution(0.5 * w.square().sum(), {"attn": {"attn.wo.weight": w}})
+    def measure(self, system: System, z: Tensor, generator: torch.Generator) -> Measured:
+        value = 0.5 * system.parameter_groups()["attn"]["attn.wo.weight"].square().sum()
+        return Measured(value.expand(len(z)), value.detach().expand(len(z)), value.new_ones(()))
 
 
 def test_a_penalty_adds_its_gradient_and_its_value(tiny: Tiny) -> None:
@@ -94,13 +93,13 @@ def test_a_penalty_adds_its_gradient_and_its_value(tiny: Tiny) -> None:
     w = bare.block.attn.wo.weight.detach().clone()
     received: dict[str, Tensor] = {}
     for which, trainer in (("bare", bare), ("penalised", penalised)):
-        applied = trainer.optimizer.step
+        applied = trainer.stepper.optimizer.step
 
         def spy(which: str = which, trainer: Trainer = trainer, applied: Callable[[], None] = applied) -> None:
             received[which] = trainer.block.attn.wo.weight.grad.clone()
             applied()
 
-        trainer.optimizer.step = spy
+        trainer.stepper.optimizer.step = spy
     plain, record = bare.update(), penalised.update()
     assert record["penalty_ridge"] == pytest.approx(0.5 * w.square().sum().item(), rel=1e-12)
     assert record["loss"] == plain["loss"]
@@ -128,20 +127,20 @@ def test_a_run_leaves_what_it_says(tiny: Tiny, tmp_path: Path) -> None:
     assert not list((tmp_path / "run").glob(".*"))
 
 
-class Poison:
-    """A penalty whose gradient is not finite from its third update on."""
+class Poison(Penalty):
+    """A penalty whose gradient is not finite in its third update."""
 
-    name = "poison"
+    name, what, units, Params = "poison", "nothing", "1", PenaltyParams
 
     def __init__(self, value: float) -> None:
+        super().__init__()
         self.value, self.calls = value, 0
 
-    def contribution(self, system: System, gradient: Gradient) -> Contribution:
+    def measure(self, system: System, z: Tensor, generator: torch.Generator) -> Measured:
         self.calls += 1
-        w = torch.zeros_like(gradient.parameters["head"]["head.weight"])
-        if self.calls == 3:
-            w[0, 0] = self.value
-        return Contribution(w.sum(), {"head": {"head.weight": w}})
+        w = system.parameter_groups()["head"]["head.weight"][0, 0]
+        value = (w * (self.value if self.calls == 3 else 0.0)).expand(len(z))
+        return Measured(value, value.detach(), z.new_ones(()))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])

@@ -1,0 +1,129 @@
+"""What a penalty adds to an update: its gradient, weighted and scaled, on a sub-batch; for trainer and decompose."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dyneq.errors import DyneqError
+from dyneq.gradients.base import Grouped, ParameterList
+from dyneq.probes.penalties.base import Penalty
+from dyneq.systems.protocol import System
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """A term's part of an update.
+
+    Attributes:
+        value: Mean of the bare term over its samples, a scalar.
+        measure: The probe's measure behind it ``[sample]``, of the samples it was taken over.
+        parameters: What is added to the task's gradient.
+    """
+
+    value: Tensor
+    measure: Tensor
+    parameters: Grouped
+
+
+@dataclass(frozen=True)
+class Bare:
+    """A penalty and its gradient, neither weighted nor scaled.
+
+    Attributes:
+        value: Mean over samples, a scalar.
+        measure: The probe's measure behind it ``[sample]``.
+        severity: How much of a task-scaled term applies, a scalar in [0, 1].
+        parameters: The gradient of :attr:`value`.
+    """
+
+    value: Tensor
+    measure: Tensor
+    severity: Tensor
+    parameters: Grouped
+
+
+def contribution(
+    penalty: Penalty, system: System, z: Tensor, task_norm: Tensor, generator: torch.Generator, share: float = 1.0
+) -> Contribution:
+    """Return what a penalty adds to an update.
+
+    Args:
+        penalty: The penalty.
+        system: The system, bound while gradients were enabled.
+        z: State ``[sample, ...]`` the free relaxation reached.
+        task_norm: Norm of the task's whole gradient, a scalar; used by task-scaled terms.
+        generator: Draws the sub-batch and random vectors.
+        share: Share of the weight that holds now, by schedule.
+
+    Raises:
+        DyneqError: If the system has not what the penalty needs, or its force cannot be differentiated as often.
+    """
+    count, samples = len(z), penalty.params.samples
+    if samples is not None and samples < count:
+        index = torch.randperm(count, generator=generator)[:samples].sort().values.to(z.device)
+        system, z = system.select(index), z[index]
+    bare = bare_gradient(penalty, system, z, generator)
+    scaled = task_scaled(bare, task_norm) if penalty.params.scale == "task" else bare.parameters
+    weight = penalty.weight * share
+    return Contribution(bare.value, bare.measure, times(scaled, weight))
+
+
+def task_scaled(bare: "Bare", task_norm: Tensor) -> Grouped:
+    """Return a gradient with the norm of the task's times the penalty's severity; one of 0 stays 0.
+
+    Args:
+        bare: The penalty.
+        task_norm: Norm of the task's whole gradient, a scalar.
+    """
+    norm = grouped_norm(bare.parameters)
+    return times(
+        bare.parameters, torch.where(norm > 0, bare.severity * task_norm / torch.where(norm > 0, norm, 1.0), 0)
+    )
+
+
+def bare_gradient(penalty: Penalty, system: System, z: Tensor, generator: torch.Generator) -> "Bare":
+    """Return an unscaled penalty with its gradient; parameters it does not depend on have the gradient 0.
+
+    Args:
+        penalty: The penalty.
+        system: The system, bound while gradients were enabled.
+        z: State ``[sample, ...]``.
+        generator: Draws random vectors.
+
+    Raises:
+        DyneqError: If the system has not what the penalty needs, or its force cannot be differentiated as often.
+    """
+    parameters, groups = ParameterList(system), system.parameter_groups()
+    try:
+        found = penalty.measure(system, z.detach(), generator)
+        value = found.value.mean()
+        gradients: tuple[Tensor | None, ...] = (None,) * len(parameters.tensors)
+        if value.requires_grad:
+            gradients = torch.autograd.grad(value, parameters.tensors, allow_unused=True, retain_graph=True)
+    except RuntimeError as error:
+        if "derivative for" not in str(error):
+            raise
+        raise DyneqError(
+            f"the gradient of {penalty.name} needs a second derivative of {system.name} that torch does not have "
+            f"({str(error).splitlines()[0].rstrip('.')}); use the plain form of attention"
+        ) from error
+    values = iter(gradients)
+    out: Grouped = {}
+    for group, members in groups.items():
+        out[group] = {}
+        for key, parameter in members.items():
+            new = next(values)
+            out[group][key] = torch.zeros_like(parameter, requires_grad=False) if new is None else new.detach()
+    return Bare(value.detach(), found.measure, found.severity, out)
+
+
+def times(gradient: Grouped, factor: Tensor | float) -> Grouped:
+    """Return a gradient times a number."""
+    return {group: {name: value * factor for name, value in members.items()} for group, members in gradient.items()}
+
+
+def grouped_norm(gradient: Grouped) -> Tensor:
+    """Return the Euclidean norm of a whole gradient, a scalar."""
+    parts = [torch.linalg.vector_norm(value) for members in gradient.values() for value in members.values()]
+    return torch.linalg.vector_norm(torch.stack(parts))

@@ -1,0 +1,52 @@
+"""``resreg``: the squared step residual at the state the relaxation reached, so that the weights feel that it is late.
+
+Equilibrium gradients differentiate the root and never feel how far from it the relaxation stopped; BPTT does. This
+term adds it back. It is a cliff: next to nothing until the spectral radius is near 1.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dyneq.dynamics.residuals import residuals
+from dyneq.probes.penalties.base import Measured, Penalty, PenaltyParams
+from dyneq.probes.residual_measure import resreg
+from dyneq.systems.protocol import System
+
+
+class ResregParams(PenaltyParams):
+    """Options of resreg; its residuals are force residuals, which do not depend on eps."""
+
+    weight: float = Field(0.2, gt=0, description="with scale=task, its largest share of the task gradient's norm")
+    scale: Literal["absolute", "task"] = Field(
+        "task", description="absolute: weight times the value; task: scaled to the norm of the task's gradient"
+    )
+    full: float = Field(0.2, gt=0, description="force residual from which a task-scaled term applies in full")
+    dead: float = Field(7e-3, ge=0, description="force residual below which a sample adds nothing")
+
+
+class Resreg(Penalty):
+    """norm(eps F(z))^2/norm(z)^2 at the relaxed state, where the force residual is above the dead band.
+
+    Task-scaled, its norm is weight times the task gradient's, times min(1, force residual/full) for the median of the
+    samples outside the dead band times their share.
+    """
+
+    name = "resreg"
+    Params = ResregParams
+    params: ResregParams
+    what = "squared step residual"
+    units = "1"
+
+    def measure(self, system: System, z: Tensor, generator: torch.Generator) -> Measured:
+        """Return the term; its measure is the squared step residual the probe ``residual`` reports."""
+        with torch.no_grad():
+            force = residuals(system, z).force
+        with torch.enable_grad():
+            squared = resreg(system, z)
+            late = force > self.params.dead
+            value = torch.where(late, torch.where(late, squared, torch.zeros_like(squared)), torch.zeros_like(squared))
+        reach = torch.where(late, (force / self.params.full).clamp(max=1.0), torch.zeros_like(force))
+        return Measured(value, squared.detach(), reach.mean())

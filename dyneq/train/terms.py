@@ -1,0 +1,117 @@
+"""The penalties of a run: which apply in an update, what they add, and what they remember."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dyneq.gradients.base import Gradient, Grouped
+from dyneq.probes.penalties import registry
+from dyneq.probes.penalties.base import Penalty
+from dyneq.probes.penalties.contribution import Contribution, contribution, grouped_norm
+from dyneq.systems.protocol import System
+
+#: Controllers read step residuals at this eps, whatever the run's own is.
+CONTROLLER_EPS = 0.1
+
+
+class Terms:
+    """The penalties of a run, in the order of their names.
+
+    Args:
+        recipe: Their options by name, resolved.
+        seed: Seed of sub-batches and random vectors.
+        further: Penalties that come with no recipe.
+
+    Attributes:
+        boost: Factor on every weight, which the guard may raise.
+    """
+
+    def __init__(self, recipe: Mapping[str, Mapping[str, Any]], seed: int, further: Sequence[Penalty] = ()) -> None:
+        self.penalties = [*(registry.build(name, options) for name, options in sorted(recipe.items())), *further]
+        self.generator = torch.Generator().manual_seed(seed)
+        self.boost = 1.0
+
+    def contributions(self, system: System, gradient: Gradient, step: int) -> dict[str, Contribution]:
+        """Return what each penalty that is due adds to the update number ``step``.
+
+        Args:
+            system: The system the task's gradient was taken of.
+            gradient: The task's gradient, with the state it was read out at.
+            step: Number of the update, counted from 1.
+
+        Raises:
+            DyneqError: If the system has not what a penalty needs.
+        """
+        if not self.penalties:
+            return {}
+        self._observe(gradient)
+        due = {p: share for p in self.penalties if (share := p.params.factor(step)) > 0}
+        task_norm = grouped_norm(gradient.parameters) if due else torch.zeros(())
+        return {
+            p.name: contribution(p, system, gradient.state, task_norm, self.generator, share * self.boost)
+            for p, share in due.items()
+        }
+
+    def _observe(self, gradient: Gradient) -> None:
+        """Tell the controllers the residual at T1, before any refinement of the free phase."""
+        found = gradient.diagnostics.get("force_residual_t1", gradient.diagnostics["force_residual"])
+        residual = CONTROLLER_EPS * float(found.median())
+        for penalty in self.penalties:
+            penalty.observe(residual)
+
+    def weights(self) -> dict[str, float]:
+        """Return the weights that are in force, for the log."""
+        return {f"penalty_{p.name}_weight": p.weight * self.boost for p in self.penalties}
+
+    def state(self) -> dict[str, Any]:
+        """Return what is needed to continue: the generator, the boost, and what controllers remember."""
+        return {
+            "generator": self.generator.get_state(),
+            "boost": self.boost,
+            "penalties": {p.name: state for p in self.penalties if (state := p.state())},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state` gave."""
+        self.generator.set_state(state["generator"])
+        self.boost = state["boost"]
+        for penalty in self.penalties:
+            if penalty.name in state["penalties"]:
+                penalty.restore(state["penalties"][penalty.name])
+
+
+def added(gradient: Grouped, contributions: Mapping[str, Contribution]) -> Grouped:
+    """Return the sum of a gradient and what penalties add."""
+    if not contributions:
+        return gradient
+    return {
+        group: {
+            name: torch.stack([value, *[c.parameters[group][name] for c in contributions.values()]]).sum(0)
+            for name, value in members.items()
+        }
+        for group, members in gradient.items()
+    }
+
+
+def numbers(contributions: Mapping[str, Contribution], task: Grouped) -> dict[str, Tensor]:
+    """Return what the log says of the penalties of an update.
+
+    For each: its bare value, its probe's measure (the largest over samples), its norm over the task gradient's, and the
+    cosine of the two.
+    """
+    found: dict[str, Tensor] = {}
+    if not contributions:
+        return found
+    norm = grouped_norm(task)
+    for name, c in contributions.items():
+        own = grouped_norm(c.parameters)
+        dot = torch.stack([(v * c.parameters[g][n]).sum() for g, members in task.items() for n, v in members.items()])
+        found |= {
+            f"penalty_{name}": c.value,
+            f"penalty_{name}_measure": c.measure.nan_to_num(nan=-torch.inf).amax(),
+            f"penalty_{name}_ratio": own / norm,
+            f"penalty_{name}_cosine": dot.sum() / (own * norm),
+        }
+    return found

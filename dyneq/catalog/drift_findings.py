@@ -32,9 +32,11 @@ def _summary(ds: xr.Dataset) -> Finding:
                 f"; {what} {values[known[0]]:.4f} to {values[known[-1]]:.4f} (best {values[best]:.4f} at {steps[best]})"
             )
             break
-    if "unsettled" in ds:
-        worst = ds["unsettled"].values
-        text += f"; at most {np.nanmax(worst):.0f} of {ds.sizes['sample']} samples unsettled at one snapshot"
+    counts = ds["unsettled"].values if "unsettled" in ds else np.zeros(0)
+    counts = counts[np.isfinite(counts)]
+    if len(counts):
+        most = f"at most {counts.max():.0f}" if counts.max() > 0 else "none"
+        text += f"; {most} of {ds.sizes['sample']} samples unsettled at any of them"
     return Finding("fact", text)
 
 

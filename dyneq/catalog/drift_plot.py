@@ -118,7 +118,7 @@ def _counts(ds: xr.Dataset, ax: Axes) -> None:
             ax.plot(ds["step"], values, color=colour, marker=marker, ms=5, lw=1, label=label)
     if "sample" in ds.dims:
         ax.set_ylabel(f"samples of {ds.sizes['sample']}")
-    ax.set_ylim(bottom=-0.3)
+    ax.set_ylim(-0.3, max(1.3, ax.get_ylim()[1]))  # counts are whole: none of them makes no scale of its own
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(fontsize=8)
 

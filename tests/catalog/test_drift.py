@@ -412,6 +412,12 @@ def test_findings_say_what_came_first_or_that_it_is_open() -> None:
     assert any("nothing turned" in f.text for f in findings(calm))
     assert not any("abscissa is above" in f.text for f in findings(single))
     plot_drift(ds.assign(abscissa_error=("step", zero + np.nan), step_unstable=("step", zero)))
+    size = ds.sizes["sample"]
+    assert findings(single)[0].text.endswith(f"; none of {size} samples unsettled at any of them")
+    assert findings(ds)[0].text.endswith(f"; at most 1 of {size} samples unsettled at any of them")
+    none = single.assign(abscissa_error=("step", zero + np.nan))
+    counts = next(a for a in plot_drift(none).axes if a.get_ylabel() == f"samples of {size}")
+    assert counts.get_ylim() == (-0.3, 1.3), "no axis of fractions of samples where there are none"
 
 
 def test_interpolation_is_exact_for_lines_and_knows_its_error_for_parabolas() -> None:

@@ -1,10 +1,10 @@
 """``floss``: a hinge on the contraction rate over a few relaxation steps, the early linear signal of instability."""
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from dyneq.dynamics.residuals import residuals
+from dyneq.dynamics.residuals import sample_norm
 from dyneq.probes.contraction import flow_rate, tangent_rates
 from dyneq.probes.penalties.base import Measured, Penalty, PenaltyParams, hinge
 from dyneq.systems.protocol import System
@@ -21,9 +21,15 @@ class FlossParams(PenaltyParams):
         1e-3, ge=0, description="force residual up to which a sample rests and adds nothing along the flow"
     )
     full: float = Field(
-        1e-2, gt=0, description="force residual from which a sample counts in full; in between in proportion"
+        1e-2, gt=0, description="force residual from which a sample counts in full; its share is linear in between"
     )
     tangents: int = Field(0, ge=0, description="tangent vectors k; 0 takes the rate along the flow")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "FlossParams":
+        if self.rest >= self.full:
+            raise ValueError(f"a sample rests below rest={self.rest:g}, which should be below full={self.full:g}")
+        return self
 
 
 class Floss(Penalty):
@@ -31,8 +37,8 @@ class Floss(Penalty):
 
     Along the flow the rate is that of the increments of z. The closer a sample is to rest, the less its increments say
     about the weights and the larger the derivative of their logarithm is, with no bound; so a sample's hinge is
-    weighted by min(1, force residual/full), the state held, and is 0 at rest. Along k tangent vectors, which do not
-    shrink with the residual, it is the mean of their hinges, with a QR at every step.
+    multiplied by a share that is 0 up to a force residual of ``rest`` and 1 from ``full`` on. Along k tangent vectors,
+    which do not shrink with the residual, it is the mean of their hinges, with a QR at every step.
     """
 
     name = "floss"
@@ -55,9 +61,9 @@ class Floss(Penalty):
                 rates = flow_rate(system, z, params.steps)[None]
             value = hinge(rates + params.margin).mean(0)
             if not params.tangents:
-                force = residuals(system, z).force.detach()
-                share = torch.where(force > params.rest, (force / params.full).clamp(max=1.0), torch.zeros_like(force))
-                value = value * share
+                # both factors are differentiated, so that the gradient is that of the value
+                beyond = (sample_norm(system.force(z)) / sample_norm(z) - params.rest) / (params.full - params.rest)
+                value = value * hinge(beyond).clamp(max=1.0)
         worst = rates.detach().nan_to_num(nan=-torch.inf).amax(0)
         active = (value.detach() > 0).to(value.dtype).mean()
         return Measured(value, torch.where(worst.isinf(), torch.nan, worst), active)

@@ -1,6 +1,7 @@
 """``dyneq train``: train a recipe, or resume a run."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from dyneq.train.loop import Hooks, Outcome
     from dyneq.train.progress import Progress
     from dyneq.train.recipe import Recipe
+    from dyneq.train.trackers import Tracker
 
 RUNS = Path("runs")
 
@@ -39,6 +41,9 @@ RUNS = Path("runs")
 @click.option(
     "--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Any recipe setting, as optimizer.lr=1e-3."
 )
+@click.option(
+    "--track", "tracked", metavar="NAME", multiple=True, help="Log to tensorboard or mlflow too (dyneq[trackers])."
+)
 @click.option("--run", "folder", metavar="DIR", help="Run folder; a bare name is a folder in runs/.")
 @click.option("--resume", metavar="RUN", help="Continue this run folder where it stopped, bit for bit.")
 @click.option("--device", default="cpu", show_default=True, envvar="DYNEQ_DEVICE", help="Where to train.")
@@ -55,6 +60,7 @@ def train(
     seed: int | None,
     dtype: str | None,
     assignments: tuple[str, ...],
+    tracked: tuple[str, ...],
     folder: str | None,
     resume: str | None,
     device: str,
@@ -80,17 +86,19 @@ def train(
     from dyneq.train import loop
     from dyneq.train.progress import progress_for
     from dyneq.train.recipe import load_recipe
+    from dyneq.train.trackers import trackers
 
     _check_device(device)
+    followers = trackers(tracked)
     progress = progress_for(quiet or as_json)
     path = None if resume is None else _folder(resume)
     try:
         if path is not None:
-            outcome = loop.resume(path, device=device, hooks=_hooks(path, store, progress))
+            outcome = loop.resume(path, device=device, hooks=_hooks(path, store, progress, followers))
         else:
             resolved = load_recipe(recipe, [*assignments, *overrides], regularisers)
             path = _folder(folder or _default_name(recipe, resolved))
-            outcome = loop.start(resolved, path, device=device, hooks=_hooks(path, store, progress))
+            outcome = loop.start(resolved, path, device=device, hooks=_hooks(path, store, progress, followers))
     except KeyboardInterrupt:
         if path is not None and path.is_dir():
             click.echo(f"continue with --resume {path}", err=True)
@@ -100,7 +108,7 @@ def train(
         raise DyneqError(outcome.sentence)
 
 
-def _hooks(path: Path, store: str | None, progress: "Progress") -> "Hooks":
+def _hooks(path: Path, store: str | None, progress: "Progress", followers: "Sequence[Tracker]") -> "Hooks":
     """Return what the run is given: its progress, and the catalog as the place its snapshots are told to."""
     from dyneq.catalog.checkpoints import snapshot_sink
     from dyneq.catalog.store import Store
@@ -109,7 +117,9 @@ def _hooks(path: Path, store: str | None, progress: "Progress") -> "Hooks":
     def complain(sentence: str) -> None:
         click.echo(f"dyneq: {sentence}", err=True)
 
-    return Hooks(sink=snapshot_sink(Store(store), path.absolute().name, complain), progress=progress)
+    return Hooks(
+        sink=snapshot_sink(Store(store), path.absolute().name, complain), progress=progress, trackers=followers
+    )
 
 
 def _overrides(

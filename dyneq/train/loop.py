@@ -17,6 +17,7 @@ from dyneq.train.progress import Progress, SilentProgress
 from dyneq.train.recipe import Recipe
 from dyneq.train.run_folder import RunFolder
 from dyneq.train.snapshots import Sink, Snapshot, read_state, write_snapshot
+from dyneq.train.trackers import Tracker, Tracking
 from dyneq.train.trainer import NonFinite, Trainer
 
 
@@ -62,11 +63,13 @@ class Hooks:
         sink: Told of every snapshot.
         progress: Shows how the run proceeds.
         penalties: Terms beside those of the recipe.
+        trackers: Told of every record, beside the log; one that fails is noted and dropped.
     """
 
     sink: Sink | None = None
     progress: Progress = field(default_factory=SilentProgress)
     penalties: Sequence[Penalty] = ()
+    trackers: Sequence[Tracker] = ()
 
 
 def start(recipe: Recipe, folder: str | Path, *, device: str = "cpu", hooks: Hooks | None = None) -> Outcome:
@@ -121,7 +124,11 @@ def _run(trainer: Trainer, run: RunFolder, hooks: Hooks) -> Outcome:
     began, recipe, progress = time.monotonic(), trainer.recipe, hooks.progress
     fresh = trainer.step == 0
     kept = cut_log(run.log_file, -1 if fresh else trainer.step)
-    with TrainingLog(run.log_file) as log, progress.running(recipe.run.steps, trainer.step):
+    with (
+        TrainingLog(run.log_file) as log,
+        progress.running(recipe.run.steps, trainer.step),
+        Tracking(hooks.trackers, progress).start(recipe, run.path, trainer.step) as tracking,
+    ):
         header = _header(trainer)
         if fresh:
             log.append(header)
@@ -148,6 +155,7 @@ def _run(trainer: Trainer, run: RunFolder, hooks: Hooks) -> Outcome:
             if "validation_loss" in record and recipe.run.best:
                 _keep_best(trainer, run)
             log.append(record)
+            tracking.record(record)
             progress.update(record)
             if "switch" in record:
                 progress.note(record["switch"])
@@ -162,7 +170,9 @@ def _run(trainer: Trainer, run: RunFolder, hooks: Hooks) -> Outcome:
                 break
         if snapshot == run.last_file and run.snapshot_file(trainer.step).exists():
             snapshot = run.snapshot_file(trainer.step)  # there was nothing left to do
-    return Outcome(ending, sentence, trainer.step, snapshot, run.path, time.monotonic() - began, trainer.metrics)
+        outcome = Outcome(ending, sentence, trainer.step, snapshot, run.path, time.monotonic() - began, trainer.metrics)
+        tracking.finish(outcome)
+    return outcome
 
 
 def _keep(trainer: Trainer, run: RunFolder, hooks: Hooks) -> Snapshot:

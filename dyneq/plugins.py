@@ -16,6 +16,7 @@ from dyneq.errors import UsageError, nearest
 PROBES = "dyneq.probes"
 ESTIMATORS = "dyneq.estimators"
 SYSTEMS = "dyneq.systems"
+TOKENIZERS = "dyneq.tokenizers"
 
 
 @dataclass(frozen=True)

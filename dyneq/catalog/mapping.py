@@ -127,7 +127,7 @@ def _text(section: VocabularySection | EvaluationSection, folder: Path, validati
 def _vocabulary(section: VocabularySection, folder: Path) -> CharacterVocabulary:
     if section.characters is not None:
         return CharacterVocabulary(section.characters)
-    return _text(section, folder).vocabulary
+    return CharacterVocabulary.of(_text(section, folder).text)
 
 
 def _block(given: dict[str, Any], symbols: int, unused: int) -> tuple[dict[str, Any], dict[str, torch.Size]]:
@@ -194,11 +194,12 @@ def _evaluation(
         )
     corpus = _text(section, folder, section.validation)
     drawn = corpus.evaluation_batch(section.samples, tokens, section.seed)
+    symbols = CharacterVocabulary.of(corpus.text).symbols
     index = {symbol: i for i, symbol in enumerate(vocabulary.symbols)}
-    table = torch.tensor([index.get(symbol, -1) for symbol in corpus.vocabulary.symbols])
+    table = torch.tensor([index.get(symbol, -1) for symbol in symbols])
     batch = EvaluationBatch(table[drawn.tokens], table[drawn.targets], drawn.source)
     used = torch.cat([drawn.tokens.flatten(), drawn.targets.flatten()]).unique()
-    if unknown := [corpus.vocabulary.symbols[i] for i in used[table[used] < 0].tolist()]:
+    if unknown := [symbols[i] for i in used[table[used] < 0].tolist()]:
         raise UsageError(
             f"the text {corpus.name!r} of [evaluation] holds {len(unknown)} characters that [vocabulary] lacks, such "
             f"as {unknown[0]!r}; give the characters the model was trained with, or another text"

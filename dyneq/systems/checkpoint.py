@@ -16,7 +16,7 @@ from torch import Tensor
 from dyneq import plugins
 from dyneq.errors import DyneqError, UsageError, nearest
 from dyneq.systems.block import BoundBlock, EquilibriumBlock
-from dyneq.systems.vocabulary import CharacterVocabulary
+from dyneq.systems.vocabulary import Vocabulary
 
 FORMAT = "dyneq-checkpoint/1"
 
@@ -78,7 +78,7 @@ class Checkpoint:
     """
 
     block: EquilibriumBlock
-    vocabulary: CharacterVocabulary
+    vocabulary: Vocabulary
     evaluation: EvaluationBatch
     step: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)

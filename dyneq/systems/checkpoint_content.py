@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dyneq.errors import DyneqError
 from dyneq.systems.checkpoint import FORMAT, Checkpoint, EvaluationBatch, build_block, check_weights, load_weights
-from dyneq.systems.vocabulary import CharacterVocabulary
+from dyneq.systems.vocabulary import vocabulary_from_plain
 
 REQUIRED = ("format", "config", "tokenizer", "step", "metrics", "recipe", "model", "evaluation")
 OPTIONAL = ("optimizer", "ema", "rng", "training")
@@ -46,7 +46,7 @@ def assemble(held: object) -> Checkpoint:
     _check_outline(held["config"], held["model"])
     block = build_block(held["config"])
     load_weights(block, held["model"])
-    vocabulary = CharacterVocabulary.from_plain(held["tokenizer"])
+    vocabulary = vocabulary_from_plain(held["tokenizer"])
     evaluation = _evaluation(held["evaluation"])
     try:
         for indices in (evaluation.tokens, evaluation.targets):  # targets are tokens too

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dyneq.errors import DyneqError, UsageError, nearest
 from dyneq.systems.checkpoint import EvaluationBatch
-from dyneq.systems.vocabulary import CharacterVocabulary
+from dyneq.systems.vocabulary import Vocabulary, tokenizer_of_kind
+from dyneq.train.sections import DataSection
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,15 @@ class Corpus:
         name: ``pydoc``, ``kjv`` or the name of the file it was read from.
         text: All of it.
         validation: Share of the text, at its end, that is held out.
+        tokenizer: Kind of its vocabulary.
+        size: Tokens of the vocabulary, where its kind leaves the number open.
     """
 
     name: str
     text: str
     validation: float = 0.1
+    tokenizer: str = "characters"
+    size: int = 4096
 
     @cached_property
     def sha256(self) -> str:
@@ -36,28 +41,35 @@ class Corpus:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     @cached_property
-    def vocabulary(self) -> CharacterVocabulary:
-        """All characters of the text, of both parts."""
-        return CharacterVocabulary.of(self.text)
+    def vocabulary(self) -> Vocabulary:
+        """What its tokens are: all characters of both parts, or what the tokeniser learns from the training part.
 
-    @cached_property
-    def _encoded(self) -> Tensor:
-        return self.vocabulary.encode(self.text)
+        Raises:
+            UsageError: If there is no tokeniser of that kind.
+            DyneqError: If the text does not support so many tokens, or a package is missing.
+        """
+        return tokenizer_of_kind(self.tokenizer).learn(*self._texts, self.size)
 
     @property
-    def _boundary(self) -> int:
-        return len(self.text) - int(len(self.text) * self.validation)
+    def _texts(self) -> tuple[str, str]:
+        boundary = len(self.text) - int(len(self.text) * self.validation)
+        return self.text[:boundary], self.text[boundary:]
+
+    @cached_property
+    def _encoded(self) -> tuple[Tensor, Tensor]:
+        training, held_out = self._texts
+        return self.vocabulary.encode(training), self.vocabulary.encode(held_out)
 
     def part(self, which: str) -> Tensor:
-        """Return the token indices ``[character]`` of the ``training`` or the ``validation`` part."""
-        return self._encoded[: self._boundary] if which == "training" else self._encoded[self._boundary :]
+        """Return the token indices ``[token]`` of the ``training`` or the ``validation`` part."""
+        return self._encoded[0 if which == "training" else 1]
 
     def require(self, tokens: int, samples: int) -> None:
         """Raise unless both parts are long enough.
 
         Args:
             tokens: Context length T.
-            samples: Windows of T + 1 characters that the validation part must offer without overlap.
+            samples: Windows of T + 1 tokens that the validation part must offer without overlap.
 
         Raises:
             DyneqError: If the text is too short.
@@ -65,10 +77,15 @@ class Corpus:
         training, held_out = len(self.part("training")), len(self.part("validation"))
         if training < tokens + 1 or held_out // (tokens + 1) < samples:
             raise DyneqError(
-                f"the corpus {self.name!r} has {training} characters to train on and {held_out} held out, but "
-                f"{tokens + 1} and {samples * (tokens + 1)} are needed for windows of {tokens} tokens; use a longer "
-                "text, shorter windows, or fewer evaluation samples"
+                f"the corpus {self.name!r} has {training} {self.vocabulary.unit}s to train on and {held_out} held out, "
+                f"but {tokens + 1} and {samples * (tokens + 1)} are needed for windows of {tokens} tokens; use a "
+                "longer text, shorter windows, or fewer evaluation samples"
             )
+
+    def tokens_per_character(self, targets: Tensor) -> float | None:
+        """Return how many of these tokens there are for each character that begins in them; None if none does."""
+        characters = int(self.vocabulary.characters(targets).sum())
+        return targets.numel() / characters if characters else None
 
     def batch(self, samples: int, tokens: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return tokens and targets ``[sample, token]`` of windows drawn uniformly from the training part.
@@ -103,7 +120,23 @@ def _windows(part: Tensor, starts: Tensor, tokens: int) -> tuple[Tensor, Tensor]
     return part[index], part[index + 1]
 
 
-def load_corpus(name: str, file: str | Path | None = None, validation: float = 0.1) -> Corpus:
+def corpus_of(section: DataSection) -> Corpus:
+    """Return the corpus of a recipe.
+
+    Raises:
+        UsageError: If there is no corpus or no tokeniser of that name.
+        DyneqError: If the text is not there or not UTF-8.
+    """
+    return load_corpus(section.corpus, section.file, section.validation, section.tokenizer, section.vocabulary)
+
+
+def load_corpus(
+    name: str,
+    file: str | Path | None = None,
+    validation: float = 0.1,
+    tokenizer: str = "characters",
+    size: int = 4096,
+) -> Corpus:
     """Return a built-in corpus, or the text of a file.
 
     Args:
@@ -111,16 +144,19 @@ def load_corpus(name: str, file: str | Path | None = None, validation: float = 0
             extra ``text``); only used if ``file`` is None.
         file: Any UTF-8 text.
         validation: Share of the text, at its end, that is held out.
+        tokenizer: Kind of the vocabulary.
+        size: Tokens of the vocabulary, where its kind leaves the number open.
 
     Raises:
-        UsageError: If there is no corpus of that name.
+        UsageError: If there is no corpus or no tokeniser of that name.
         DyneqError: If the text is not there or not UTF-8.
     """
+    tokenizer_of_kind(tokenizer)
     if file is not None:
-        return Corpus(Path(file).name, _file(Path(file)), validation)
+        return Corpus(Path(file).name, _file(Path(file)), validation, tokenizer, size)
     if name not in _BUILT_IN:
         raise UsageError(f"there is no corpus called {name!r}{nearest(name, _BUILT_IN)}, or name a file with --data")
-    return Corpus(name, _BUILT_IN[name](), validation)
+    return Corpus(name, _BUILT_IN[name](), validation, tokenizer, size)
 
 
 def _file(path: Path) -> str:

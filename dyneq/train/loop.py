@@ -11,7 +11,7 @@ import torch
 
 from dyneq import __version__
 from dyneq.probes.penalties.base import Penalty
-from dyneq.train.data import load_corpus
+from dyneq.train.data import corpus_of
 from dyneq.train.log import Record, TrainingLog, cut_log
 from dyneq.train.progress import Progress, SilentProgress
 from dyneq.train.recipe import Recipe
@@ -116,8 +116,7 @@ def resume(folder: str | Path, *, device: str = "cpu", hooks: Hooks | None = Non
 
 
 def _trainer(recipe: Recipe, device: str, hooks: Hooks) -> Trainer:
-    data = recipe.data
-    return Trainer(recipe, load_corpus(data.corpus, data.file, data.validation), device, hooks.penalties)
+    return Trainer(recipe, corpus_of(recipe.data), device, hooks.penalties)
 
 
 def _run(trainer: Trainer, run: RunFolder, hooks: Hooks) -> Outcome:

@@ -18,6 +18,7 @@ from dyneq.systems.checkpoint import Checkpoint, EvaluationBatch, block_of_kind
 from dyneq.train.data import Corpus
 from dyneq.train.log import Record
 from dyneq.train.recipe import Recipe
+from dyneq.train.resuming import require_same
 from dyneq.train.stability import Fuse, prewarm
 from dyneq.train.stepper import Stepper
 from dyneq.train.task import Task, without_task
@@ -57,6 +58,8 @@ class Trainer:
         self.block = self._new_block().to(self.device, self.dtype)
         seeded = torch.Generator().manual_seed(recipe.data.evaluation_seed)
         self.evaluation = EvaluationBatch(*self.block.examples(drawn.tokens, drawn.targets, seeded), drawn.source)
+        whole = self.block.mask is None and corpus.vocabulary.unit != "character"
+        self._tokens_per_character = corpus.tokens_per_character(drawn.targets) if whole else None
         self.terms = Terms(recipe.penalty, recipe.run.seed, penalties)
         self.stepper = Stepper(self.block, recipe.optimizer, recipe.stability.weight_cap)
         self.parameters = self.stepper.parameters
@@ -133,7 +136,8 @@ class Trainer:
         With a moving average of the weights, that is what is measured.
 
         Returns:
-            ``validation_loss`` (nats per token), ``validation_force_residual`` (median over samples) and its ``_max``.
+            ``validation_loss`` (nats per token), ``validation_force_residual`` (median over samples) and its ``_max``;
+            and ``validation_loss_per_character`` where a token is no character and every token is predicted.
         """
         batch, block = self.evaluation, self.stepper.average or self.block
         with torch.no_grad():
@@ -143,6 +147,8 @@ class Trainer:
             found = torch.stack([loss, residual.median(), residual.max()]).tolist()
         names = ("validation_loss", "validation_force_residual", "validation_force_residual_max")
         self.metrics = dict(zip(names, found, strict=True))
+        if self._tokens_per_character is not None:
+            self.metrics["validation_loss_per_character"] = self.metrics["validation_loss"] * self._tokens_per_character
         return self.metrics
 
     def checkpoint(self, with_state: bool = False) -> Checkpoint:
@@ -175,16 +181,9 @@ class Trainer:
         """Continue from what :meth:`checkpoint` gave.
 
         Raises:
-            DyneqError: If the checkpoint holds no training state or the text has changed since.
+            DyneqError: If the checkpoint holds no training state, or text, vocabulary or recipe have changed since.
         """
-        if not {"optimizer", "rng", "training"} <= checkpoint.training.keys():
-            raise DyneqError(f"{checkpoint.path} holds no optimiser state, so no run can continue from it")
-        then = checkpoint.evaluation.source.get("sha256")
-        if then != self.corpus.sha256:
-            raise DyneqError(
-                f"the run was trained on a text with digest {str(then)[:12]}, but {self.corpus.name!r} now has "
-                f"{self.corpus.sha256[:12]}; resume with the same text (and, for 'pydoc', the same Python)"
-            )
+        require_same(checkpoint, self.recipe, self.corpus)
         self.block.load_state_dict(weights)
         self.stepper.restore(checkpoint.training)
         self.generator.set_state(checkpoint.training["rng"]["batches"])

@@ -23,6 +23,7 @@ _COMMANDS = {
     "spectrum": ("dyneq.cli.spectrum:spectrum", "Leading eigenvalues of the relaxation map, with certificates."),
     "root": ("dyneq.cli.root:root", "A fixed point of every sample, also where the relaxation cycles."),
     "train": ("dyneq.cli.train:train", "Train an equilibrium block and keep snapshots."),
+    "compare": ("dyneq.cli.compare:compare", "Train recipes, each with several seeds; one table with intervals."),
     "run": ("dyneq.cli.run:run", "Run probes over many checkpoints, resumable."),
     "catalog": ("dyneq.cli.catalog:catalog", "Checkpoints by name: add, list, show, tag, verify, rebuild, gc."),
     "drift": ("dyneq.cli.drift:drift", "How diagnostics move over the snapshots of a run, and when they turn."),

@@ -22,6 +22,9 @@ from dyneq.train.sections import (
     SwitchSection,
 )
 
+#: Tables by which a recipe describes several runs, which ``dyneq compare`` trains.
+VARIED = ("arms", "grid")
+
 #: What recipes have always stored; later settings are stored only where they differ from their default, so that the
 #: checkpoints of older recipes keep their digests.
 _STORED = {
@@ -130,8 +133,8 @@ def load_recipe(
 ) -> Recipe:
     """Read a recipe with what it inherits, and apply overrides.
 
-    A recipe that says ``inherits = "NAME"`` (a packaged one, or a TOML file beside it) changes only what it states;
-    ``penalty.NAME = false`` drops an inherited penalty.
+    A recipe that says ``inherits = "NAME"`` (a packaged one, or a TOML file beside it; or a list of them, of which
+    later ones count more) changes only what it states; ``penalty.NAME = false`` drops an inherited penalty.
 
     Args:
         source: A TOML file, the name of a packaged recipe, or None for the packaged ``default``.
@@ -140,9 +143,15 @@ def load_recipe(
 
     Raises:
         DyneqError: If the file cannot be read.
-        UsageError: If there is no such recipe, or it holds something unknown or impossible.
+        UsageError: If there is no such recipe, it holds something unknown or impossible, or it describes several runs.
     """
     values, origin = inherited("default" if source is None else source, ())
+    for key in VARIED:
+        if key in values:
+            raise UsageError(
+                f"the recipe {origin} describes several runs (it has [{key}]), but one run was asked for; use "
+                f"`dyneq compare {source}`, or a recipe without [{key}]"
+            )
     for spec in regularisers:
         name, options = penalties.split(spec)
         table = _penalty_tables(values, origin).get(name)
@@ -263,8 +272,8 @@ def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     where = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
-        section: Any = Recipe if len(where) == 1 else _SECTIONS[where[0]]
-        return f"has no setting {'.'.join(where)!r}{nearest(where[-1], section.model_fields)}"
+        known = {*Recipe.model_fields, "inherits", *VARIED} if len(where) == 1 else _SECTIONS[where[0]].model_fields
+        return f"has no setting {'.'.join(where)!r}{nearest(where[-1], known)}"
     if first["type"] == "missing":
         return f"lacks {'.'.join(where)!r}; add it, or start from one of {', '.join(packaged())}"
     message = first["msg"].removeprefix("Value error, ")

@@ -20,20 +20,37 @@ def packaged() -> list[str]:
 
 
 def inherited(source: str | Path, below: tuple[str, ...], beside: Path | None = None) -> tuple[dict[str, Any], str]:
-    """Return the values of a recipe with everything it inherits, and what to call it."""
+    """Return the values of a recipe with everything it inherits, and what to call it.
+
+    A recipe inherits from one other or from several, of which the later ones count more; what it states itself counts
+    most.
+
+    Args:
+        source: A TOML file or the name of a packaged recipe.
+        below: What the recipes that led here are called.
+        beside: Folder that a file's name is relative to.
+
+    Raises:
+        DyneqError: If a file cannot be read.
+        UsageError: If there is no such recipe, it is no TOML, or recipes inherit in a circle.
+    """
     text, origin, folder = _read(source, beside)
     try:
         values: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"the recipe {origin} should be TOML, but is not: {error}") from None
-    parent = values.pop("inherits", None)
-    if parent is None:
-        return values, origin
-    if not isinstance(parent, str):
-        raise UsageError(f"the recipe {origin} inherits {parent!r}, but 'inherits' takes a recipe's name or file")
+    parents = values.pop("inherits", [])
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise UsageError(
+            f"the recipe {origin} inherits {parents!r}, but 'inherits' takes a recipe's name or file, or a list of them"
+        )
     if origin in below:
-        raise UsageError(f"the recipe {origin} inherits itself, by way of {' and '.join(below)}; break the circle")
-    base, _ = inherited(parent, (*below, origin), folder)
+        circle = (*below[below.index(origin) :], origin)
+        raise UsageError(f"the recipe {origin} inherits itself ({' inherits '.join(circle)}); break the circle")
+    base: dict[str, Any] = {}
+    for parent in parents:
+        base = _merged(base, inherited(parent, (*below, origin), folder)[0])
     return _merged(base, values), origin
 
 
@@ -42,21 +59,53 @@ def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for key, value in own.items():
         old = base.get(key)
-        if not isinstance(old, dict) or not isinstance(value, dict):
+        if key == "gradient" and old is not None:
+            out[key] = _merged_gradient(old, value)
+        elif key == "penalty" and isinstance(old, dict) and isinstance(value, dict):
+            out[key] = {**old, **{name: _merged_penalty(old.get(name), options) for name, options in value.items()}}
+        elif not isinstance(old, dict) or not isinstance(value, dict):
             out[key] = value
-        elif key == "gradient":  # another estimator has other options
-            out[key] = value if "name" in value else {**old, **value}
         elif key == "block" and value.get("kind", old.get("kind")) != old.get("kind"):
-            known = block_of_kind(value["kind"]).Config.model_fields  # another kind of block likewise
+            known = block_of_kind(value["kind"]).Config.model_fields  # another kind of block has other settings
             out[key] = {k: v for k, v in old.items() if k in known} | value
         else:
-            out[key] = _merged(old, value)
-    run = out.get("run")
-    if "gradient" in own and isinstance(run, dict) and "relaxation" not in own.get("run", {}):
-        table = gradient_table(out["gradient"])
-        if registry.depth_option(table.get("name", DEFAULT_GRADIENT)) in table:  # the gradient states the depth now
-            out["run"] = {k: v for k, v in run.items() if k != "relaxation"}
-    return out
+            out[key] = {**old, **value}
+    return _with_one_depth(out, own)
+
+
+def _merged_gradient(old: Any, own: Any) -> Any:
+    """Return the options of a gradient over inherited ones; another estimator has other options."""
+    if not isinstance(own, dict) or "name" in own:
+        return own
+    return {**gradient_table(old), **registry.canonical(gradient_table(old).get("name", DEFAULT_GRADIENT), own)}
+
+
+def _merged_penalty(old: Any, own: Any) -> Any:
+    """Return the options of a penalty over inherited ones; a number is its weight, ``true`` changes nothing."""
+    if not isinstance(old, dict) or own is False:
+        return own
+    if isinstance(own, dict):
+        return {**old, **own}
+    return old if own is True else {**old, "weight": own}
+
+
+def _with_one_depth(merged: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Forget an inherited depth of the free relaxation if the recipe states another: by its gradient, or by its run."""
+    run = merged.get("run")
+    if "gradient" not in merged or not isinstance(run, dict):
+        return merged
+    table = gradient_table(merged["gradient"])
+    depth = registry.depth_option(table.get("name", DEFAULT_GRADIENT))
+    stated = own.get("run")
+    if depth not in table or "relaxation" not in run:
+        return merged
+    if isinstance(stated, dict) and "relaxation" in stated:
+        own_table = gradient_table(own["gradient"]) if "gradient" in own else {}
+        if depth not in own_table:
+            return {**merged, "gradient": {key: value for key, value in table.items() if key != depth}}
+    elif "gradient" in own:
+        return {**merged, "run": {key: value for key, value in run.items() if key != "relaxation"}}
+    return merged
 
 
 def _read(source: str | Path, beside: Path | None) -> tuple[str, str, Path | None]:
@@ -85,23 +134,49 @@ def assign(values: dict[str, Any], assignment: str) -> None:
         UsageError: If it is none.
     """
     key, equals, text = assignment.partition("=")
+    if not equals or not _is_key(key):
+        raise UsageError(f"--set takes section.key=value, such as optimizer.lr=1e-3, but got {assignment!r}")
+    put(values, key, _value(text))
+
+
+def _is_key(key: str) -> bool:
     parts = key.strip().split(".")
     lengths = (2, 3) if parts[0] == "penalty" else (1, 2) if parts[0] == "gradient" else (2,)
-    if not equals or not all(parts) or len(parts) not in lengths:
-        raise UsageError(f"--set takes section.key=value, such as optimizer.lr=1e-3, but got {assignment!r}")
+    return all(parts) and len(parts) in lengths
+
+
+def _value(text: str) -> Any:
+    """Return a value in TOML's notation; a bare word, or what would be more than a value, is a string."""
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        found = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word is a string
+        return text.strip()
+    return found["value"] if len(found) == 1 else text.strip()
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set one setting of the plain values of a recipe, in place.
+
+    Args:
+        values: The plain values.
+        key: Such as ``optimizer.lr``, ``penalty.floss.weight``, ``penalty.floss`` or ``gradient``.
+        value: Its value.
+
+    Raises:
+        UsageError: If the key can be no setting, or the recipe holds something else in its place.
+    """
+    parts = key.strip().split(".")
+    if not _is_key(key):
+        raise UsageError(f"{key!r} is no setting of a recipe; write section.key, such as optimizer.lr")
     if parts[0] == "penalty":
-        _assign_penalty(values, parts[1:], value)
+        _put_penalty(values, parts[1:], value)
         return
     values["gradient"] = gradient_table(value if parts == ["gradient"] else values.get("gradient", {}))
     section, name = (*parts, "name")[:2]
     if parts != ["gradient"]:
         table = values.setdefault(section, {})
         if not isinstance(table, dict):
-            raise UsageError(f"--set {assignment} needs a table [{section}] in the recipe, but it holds {table!r}")
+            raise UsageError(f"setting {key} needs a table [{section}] in the recipe, but it holds {table!r}")
         if section == "gradient":
             (name,) = registry.canonical(table.get("name", DEFAULT_GRADIENT), {name: value})
         values[section] = {**table, name: value}
@@ -114,18 +189,17 @@ def assign(values: dict[str, Any], assignment: str) -> None:
         values["run"] = {key: v for key, v in run.items() if key != "relaxation"}
 
 
-def _assign_penalty(values: dict[str, Any], parts: list[str], value: Any) -> None:
-    tables = values.setdefault("penalty", {})
+def _put_penalty(values: dict[str, Any], parts: list[str], value: Any) -> None:
+    tables = values.get("penalty", {})
     if not isinstance(tables, dict):
         raise UsageError(
-            f"--set penalty.{'.'.join(parts)} needs tables [penalty.NAME] in the recipe, but it holds {tables!r}"
+            f"setting penalty.{'.'.join(parts)} needs tables [penalty.NAME] in the recipe, but it holds {tables!r}"
         )
-    if len(parts) == 1:
-        tables[parts[0]] = value
-        return
-    name, option = parts
+    name, own = parts[0], value if len(parts) == 1 else {parts[1]: value}
     old = tables.get(name)
-    tables[name] = {**(old if isinstance(old, dict) else {}), option: value}
+    if len(parts) == 2 and isinstance(old, int | float) and not isinstance(old, bool):
+        old = {"weight": old}
+    values["penalty"] = {**tables, name: _merged_penalty(old, own)}
 
 
 def gradient_table(value: object) -> dict[str, Any]:

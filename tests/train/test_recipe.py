@@ -5,14 +5,16 @@ from pathlib import Path
 import pytest
 
 from dyneq.errors import DyneqError, UsageError
+from dyneq.train.arms import Axes, cells
 from dyneq.train.recipe import load_recipe, packaged
 
 
 @pytest.mark.parametrize("name", packaged())
 def test_a_resolved_recipe_reads_back_as_itself(name: str, tmp_path: Path) -> None:
-    recipe = load_recipe(name, ['data.file="odd \\" name \\u007f é.txt"', "optimizer.clip=0.5", "run.snapshots=[1, 5]"])
-    (tmp_path / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
-    assert load_recipe(tmp_path / "recipe.toml") == recipe
+    overrides = ['data.file="odd \\" name \\u007f é.txt"', "optimizer.clip=0.5", "run.snapshots=[1, 5]"]
+    for cell in cells([name], Axes(seeds=[0], overrides=overrides)):
+        (tmp_path / "recipe.toml").write_text(cell.recipe.to_toml(), encoding="utf-8")
+        assert load_recipe(tmp_path / "recipe.toml") == cell.recipe
 
 
 def test_overrides_apply_in_order_and_words_are_strings() -> None:

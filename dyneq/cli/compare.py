@@ -1,0 +1,312 @@
+"""``dyneq compare``: recipes by seeds, one table."""
+
+import json
+import math
+import platform
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dyneq.cli import tables
+from dyneq.cli.options import json_option, quiet_option, store_option
+from dyneq.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from dyneq.catalog.training import Trained, TrainTask
+    from dyneq.train.arms import Cell
+
+COMPARISONS = Path("compare")
+#: What workers import before their first task.
+PRELOAD = ("dyneq.catalog.training", "dyneq.catalog.checkpoints", "dyneq.train.loop", "dyneq.train.comparison_result")
+_LONGEST = 80
+_LEGEND = (
+    "loss: last finite validation loss, nats per token, mean with 95 % interval over seeds, broken runs included; "
+    "residual, worst: force residual\nat the end (median over samples), median and largest over runs; time: of the "
+    "updates of one run; acts: of the guard"
+)
+
+
+@click.command()
+@click.argument("recipes", nargs=-1, metavar="RECIPE...")
+@click.option("--seeds", metavar="N|S,S,...", help="So many seeds from 0 on, or these.  [default: 3]")
+@click.option(
+    "--seed", "single", type=click.IntRange(0), multiple=True, help="One seed; repeatable, instead of --seeds."
+)
+@click.option("--lr", "lrs", type=float, multiple=True, help="Learning rate instead of the recipes'; repeatable.")
+@click.option("--steps", type=int, help="Updates of every run.")
+@click.option("--data", metavar="FILE", help="Train on this UTF-8 text instead of the recipes' corpus.")
+@click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Any recipe setting, for all runs.")
+@click.option(
+    "--workers",
+    type=int,
+    default=1,
+    show_default=True,
+    envvar="DYNEQ_WORKERS",
+    help="Runs side by side, of one thread each.",
+)
+@click.option("--into", metavar="DIR", help="Folder of the run folders.  [default: compare/RECIPE+RECIPE...]")
+@click.option("--against", metavar="ARM", help="Add the paired difference in loss to this arm.")
+@click.option("--out", metavar="FILE.json", help="Keep the results document, with curves.")
+@click.option("--show", metavar="FILE.json", help="Print the table of a results document again; nothing is trained.")
+@store_option
+@quiet_option
+@json_option
+def compare(
+    recipes: tuple[str, ...],
+    seeds: str | None,
+    single: tuple[int, ...],
+    lrs: tuple[float, ...],
+    steps: int | None,
+    data: str | None,
+    assignments: tuple[str, ...],
+    workers: int,
+    into: str | None,
+    against: str | None,
+    out: str | None,
+    show: str | None,
+    store: str | None,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Train recipes, each with several seeds, and print one table; what has ended is found, the rest continued.
+
+    A recipe with a [grid] or with [arms.NAME] is one arm for each of its combinations. A run counts as broken if a
+    number stopped being finite, the fuse or the guard ended it, its last validation loss is more than 0.3 nats above
+    its best, or its force residual at the end (median) is above 0.1. Losses are means over seeds of the last finite
+    validation loss, broken runs included, with a 95 % interval by Student's t.
+
+    \b
+    dyneq compare no-penalty floss bptt --seeds 3 --lr 3e-3 --lr 6e-3 --workers 2
+    dyneq compare bptt-rescue --seeds 0,1 --out rescue.json
+    dyneq compare --show rescue.json --against bptt-rescue-ceiling8
+    """  # noqa: D301
+    if show is not None:
+        if recipes:
+            raise UsageError("--show prints the table of a file, so it takes no recipes; leave one of the two out")
+        return _show(Path(show), against, as_json)
+    if not recipes:
+        raise UsageError("nothing to compare; name recipes (`dyneq list recipes`) or TOML files, or --show FILE.json")
+    from dyneq.catalog.store import Store
+    from dyneq.train.arms import Axes, cells
+
+    overrides = [*assignments]
+    for key, value in (("data.file", None if data is None else str(Path(data).absolute())), ("run.steps", steps)):
+        overrides += [] if value is None else [f"{key}={json.dumps(value)}"]
+    chosen = _seeds(seeds, single)
+    planned = cells(recipes, Axes(chosen, lrs, overrides))
+    _require_arm(against, [cell.arm for cell in planned])
+    if out is not None and not Path(out).absolute().parent.is_dir():
+        raise UsageError(f"--out {out} is in a folder that does not exist; make it first")
+    folder = Path(into) if into is not None else COMPARISONS / _name(recipes)
+    tasks = _tasks(planned, folder, str(Store(store).root.absolute()))
+    try:
+        trained, failed = _train(tasks, workers, quiet or as_json)
+    except KeyboardInterrupt:
+        click.echo("the runs are kept as they stand; the same command continues them", err=True)
+        raise
+    params = {"recipes": recipes, "seeds": chosen, "lr": lrs, "set": assignments, "steps": steps, "data": data}
+    document = _document(params, trained, failed, against, workers)
+    if out is not None:
+        from dyneq.train import comparison_document
+
+        comparison_document.write(Path(out), document)
+    if as_json:
+        click.echo(json.dumps(document, allow_nan=False))
+    else:
+        _print([t.summary for t in trained], against)
+    for failure in failed:
+        click.echo(f"dyneq: {failure['run']} failed: {failure['error']}", err=True)
+    if not failed:
+        return 0
+    return 3 if trained else 1
+
+
+def _seeds(listed: str | None, single: tuple[int, ...]) -> list[int]:
+    """Return the seeds that were asked for.
+
+    Raises:
+        UsageError: If they are none.
+    """
+    if listed is not None and single:
+        raise UsageError("--seeds lists all seeds and --seed gives one; use one of the two")
+    if single:
+        return list(single)
+    text = "3" if listed is None else listed
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts if part) or not any(parts):
+        raise UsageError(f"--seeds takes a number of seeds or a list of them, such as 3 or 0,1,2, but got {text!r}")
+    numbers = [int(part) for part in parts if part]
+    if len(parts) > 1:
+        return numbers
+    if numbers[0] < 1:
+        raise UsageError(f"--seeds {text} asks for no runs at all; ask for at least 1 (`--seed 0` is the seed 0)")
+    return list(range(numbers[0]))
+
+
+def _name(recipes: tuple[str, ...]) -> str:
+    name = "+".join(Path(recipe).stem if recipe.endswith(".toml") else recipe for recipe in recipes)
+    if len(name) > _LONGEST:
+        raise UsageError("so many recipes make no good name of a folder; choose one with --into")
+    return name
+
+
+def _require_arm(against: str | None, arms: list[str]) -> None:
+    if against is not None and against not in arms:
+        raise UsageError(f"--against: there is no arm called {against!r}{nearest(against, set(arms))}")
+
+
+def _tasks(planned: "list[Cell]", folder: Path, store: str) -> "list[TrainTask]":
+    from dyneq.catalog.training import TrainTask
+    from dyneq.train.comparison_result import require_same
+
+    tasks = [TrainTask(cell, str(folder.absolute() / cell.name), store) for cell in planned]
+    for task in tasks:
+        require_same(task.cell, Path(task.folder))
+    return tasks
+
+
+def _train(tasks: "list[TrainTask]", workers: int, quiet: bool) -> "tuple[list[Trained], list[dict[str, str]]]":
+    """Train every run on workers; return those that ended, in the order of the tasks, and those that could not."""
+    from dyneq.catalog.fanout import Failure, run_all
+    from dyneq.catalog.pools import local_pool
+    from dyneq.catalog.training import train_one
+    from dyneq.cli.run_display import display
+
+    results: dict[int, Any] = {}
+    counts = {"computed": 0, "found": 0, "failed": 0}
+    with local_pool(workers, 1, PRELOAD) as pool, display(len(tasks), quiet) as update:
+        for notice in pool.notices:
+            click.echo(f"dyneq: {notice}", err=True)
+
+        def done(i: int, result: Any) -> None:
+            results[i] = result
+            counts["failed" if isinstance(result, Failure) else "found" if result.found else "computed"] += 1
+            update(len(results), **counts, last=tasks[i].cell.name)
+            if not isinstance(result, Failure):
+                for note in result.notes:
+                    click.echo(f"dyneq: {tasks[i].cell.name}: {note}", err=True)
+
+        run_all(train_one, tasks, pool, done=done)
+    failed = [
+        {"run": task.cell.name, "error": results[i].sentence}
+        for i, task in enumerate(tasks)
+        if isinstance(results[i], Failure)
+    ]
+    return [results[i] for i in range(len(tasks)) if not isinstance(results[i], Failure)], failed
+
+
+def _document(
+    params: dict[str, Any], trained: "list[Trained]", failed: list[dict[str, str]], against: str | None, workers: int
+) -> dict[str, Any]:
+    import torch
+
+    from dyneq import __version__
+    from dyneq.train.comparison import rows
+    from dyneq.train.comparison_document import SCHEMA
+
+    runs = [t.summary for t in trained]
+    status = "complete" if not failed else "some failed" if runs else "failed"
+    return tables.plain(
+        {
+            "schema": SCHEMA,
+            "command": "compare",
+            "command_line": _command_line(params),
+            "made_with": {
+                "dyneq": __version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "threads": 1,
+                "workers": workers,
+            },
+            "params": params,
+            "status": status,
+            "results": rows(runs, against),
+            "failed": failed,
+            "runs": runs,
+        }
+    )
+
+
+def _command_line(params: dict[str, Any]) -> str:
+    words = ["dyneq", "compare", *params["recipes"], "--seeds", ",".join(map(str, params["seeds"]))]
+    if len(params["seeds"]) == 1:
+        words[-2] = "--seed"
+    words += [word for lr in params["lr"] for word in ("--lr", f"{lr:g}")]
+    words += [word for text in params["set"] for word in ("--set", text)]
+    words += [word for key in ("steps", "data") if params[key] is not None for word in (f"--{key}", str(params[key]))]
+    return shlex.join(words)
+
+
+def _show(path: Path, against: str | None, as_json: bool) -> int:
+    from dyneq.train import comparison_document
+    from dyneq.train.comparison import rows
+
+    document = comparison_document.read(path)
+    _require_arm(against, [run["arm"] for run in document["runs"]])
+    if as_json:
+        document["results"] = rows(document["runs"], against)
+        click.echo(json.dumps(tables.plain(document), allow_nan=False))
+        return 0
+    click.echo(document["command_line"])
+    _print(document["runs"], against)
+    for failure in document["failed"]:
+        click.echo(f"dyneq: {failure['run']} failed: {failure['error']}", err=True)
+    return 0
+
+
+def _print(runs: list[dict[str, Any]], against: str | None) -> None:
+    from dyneq.train.comparison import rows
+
+    if not runs:
+        return
+    head = ["arm", "lr", "runs", "broke", "loss", "best", "residual", "worst", "s/update", "time", "acts"]
+    found = rows(runs, against)
+    lines = []
+    for row in found:
+        cells = [
+            row["arm"],
+            "all" if row["lr"] is None else f"{row['lr']:g}",
+            str(row["runs"]),
+            str(row["broke"]),
+            _interval(row["loss"], row["loss_half_width"])
+            + (f" of {row['loss_runs']}" if row["loss_runs"] < row["runs"] else ""),
+            _number(row["best_loss"], ".3f"),
+            _number(row["force_residual"], ".1e"),
+            _number(row["force_residual_worst"], ".1e"),
+            _number(row["seconds_per_update"], ".3f"),
+            _duration(row["seconds"]),
+            str(row["acts"]),
+        ]
+        if against is not None:
+            own = row["arm"] == against
+            pairs = row["pairs"]
+            shown = f"{_interval(row['difference'], row['difference_half_width'], '+')} ({pairs})" if pairs else "-"
+            cells.append("" if own else shown)
+        lines.append(cells)
+    if against is not None:
+        head.append(f"loss - {against} (pairs)")
+    click.echo(tables.table(head, lines))
+    click.echo(_LEGEND)
+    broken = [run for run in runs if run["broken"] is not None]
+    for run in broken:
+        click.echo(f"broke: {run['arm']} lr {run['lr']:g} seed {run['seed']}: {run['broken']}")
+
+
+def _interval(mean: float, half_width: float, sign: str = "") -> str:
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:{sign}.3f}" + ("" if math.isnan(half_width) else f" +- {half_width:.3f}")
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else f"{value:{form}}"
+
+
+def _duration(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "-"
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

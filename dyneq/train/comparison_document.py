@@ -1,0 +1,82 @@
+"""The results document of a comparison, as ``dyneq compare --out`` writes it and ``--show`` reads it.
+
+One JSON object, every run on a line of its own so that a committed one is read as a diff::
+
+    schema        1
+    command       "compare"
+    command_line  what made it, without the options that change no number
+    made_with     versions of dyneq, torch and Python, threads of each run, workers side by side
+    params        recipes, seeds, lr, set, steps
+    status        complete; some failed; failed
+    results       the table, see dyneq.train.comparison.rows
+    failed        [{run, error}] of runs that could not be trained
+    runs          see dyneq.train.comparison_result.summary
+
+Numbers that are not finite are null.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from dyneq.errors import DyneqError
+from dyneq.files import write_atomically
+
+SCHEMA = 1
+
+#: What of a run the table is made from.
+_NUMBERS = (
+    *("lr", "final_loss", "best_loss", "force_residual", "seconds_per_update", "seconds", "acts"),
+    *("seed",),
+)
+
+
+def write(path: Path, document: dict[str, Any]) -> None:
+    """Write a document.
+
+    Raises:
+        DyneqError: If it cannot be written.
+    """
+    lines = []
+    for key, value in document.items():
+        if isinstance(value, list) and value:
+            inner = ",\n".join(f"  {json.dumps(item, allow_nan=False)}" for item in value)
+            lines.append(f" {json.dumps(key)}: [\n{inner}\n ]")
+        else:
+            lines.append(f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}")
+    write_atomically(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return a document, numbers that were not finite as NaN where the table needs numbers.
+
+    Raises:
+        DyneqError: If the file cannot be read or is no results document of a comparison.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DyneqError(f"the results {path} cannot be read ({error.strerror or error}); check the path") from None
+    except (ValueError, RecursionError):
+        raise DyneqError(f"{path} is no JSON; name a file that `dyneq compare --out` wrote") from None
+    if not isinstance(document, dict) or document.get("command") != "compare":
+        raise DyneqError(f"{path} is no results document of a comparison; name a file that `dyneq compare --out` wrote")
+    if document.get("schema") != SCHEMA:
+        raise DyneqError(
+            f"{path} has the schema {document.get('schema')!r}, but this version of dyneq reads {SCHEMA}; use the "
+            "version that wrote it"
+        )
+    try:
+        document["runs"] = [_numbers(run) for run in document["runs"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DyneqError(f"{path} is damaged: {error} in its runs; make it again with `dyneq compare --out`") from None
+    return document
+
+
+def _numbers(run: dict[str, Any]) -> dict[str, Any]:
+    found = {key: math.nan if run[key] is None else run[key] for key in _NUMBERS}
+    wrong = [key for key, value in found.items() if not isinstance(value, int | float)]
+    if wrong or not isinstance(run["arm"], str) or not isinstance(run["broken"], str | None):
+        raise ValueError(f"{(wrong or ['arm or broken'])[0]} is no number")
+    return {**run, **found}

@@ -1,0 +1,175 @@
+"""What came of one run of a comparison, read from its folder as plain values."""
+
+import json
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dyneq.errors import UsageError
+from dyneq.files import write_atomically
+from dyneq.train.arms import Cell
+from dyneq.train.log import Record, read_log
+from dyneq.train.loop import Ending, Outcome
+from dyneq.train.run_folder import RunFolder
+
+#: Nats by which the last validation loss is above the best of the run from which the run counts as broken.
+RISE = 0.3
+#: Force residual after T1 steps (median over the pinned batch) above which a run counts as broken: ten times the 1e-2
+#: that runs which train well still have.
+UNSETTLED = 0.1
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """Return how a run in a folder ended, None if it has not ended yet or says so in no way that can be read."""
+    try:
+        found = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("ending") in set(Ending) else None
+
+
+def finish(outcome: Outcome) -> None:
+    """Write down that a run has ended and how, so that it is not trained again.
+
+    Raises:
+        DyneqError: If it cannot be written.
+    """
+    document = {
+        "ending": outcome.ending.value,
+        "message": outcome.sentence,
+        "step": outcome.step,
+        # strings for what JSON has no numbers for, as in the log
+        "metrics": {key: value if math.isfinite(value) else str(value) for key, value in outcome.metrics.items()},
+    }
+    write_atomically(outcome.folder / "outcome.json", json.dumps(document, allow_nan=False).encode())
+
+
+def summary(cell: Cell, folder: Path, ended: dict[str, Any]) -> dict[str, Any]:
+    """Return what a comparison keeps of a run that has ended.
+
+    Losses are validation losses on the pinned batch in nats per token, residuals its force residuals after T1 steps,
+    times those of updates alone, without evaluations and saving.
+
+    Args:
+        cell: What was asked for.
+        folder: The run folder.
+        ended: What :func:`finished` returned.
+
+    Returns:
+        ``arm``, ``lr``, ``seed``, ``recipe`` (plain), ``ending``, ``message``, ``steps`` (asked for), ``updates``
+        (applied), ``final_loss`` (the last that is finite) with ``final_step``, ``best_loss`` with ``best_step``,
+        ``force_residual`` (median over samples) and ``force_residual_max`` at the end, ``curve`` (``step``,
+        ``validation_loss``, ``validation_force_residual`` of every evaluation), ``seconds_per_update`` (median),
+        ``seconds``, ``acts`` (of the guard), ``broken`` (why, see :func:`broken`; None if it did not), ``with``
+        (versions and threads of the run). Unknown numbers are NaN.
+
+    Raises:
+        DyneqError: If the log cannot be read.
+    """
+    log = read_log(RunFolder(folder).log_file)
+    evaluations = _evaluations(log, ended)
+    losses = [e["validation_loss"] for e in evaluations]
+    finite = [e for e in evaluations if math.isfinite(e["validation_loss"])]
+    best = min(finite, key=lambda e: e["validation_loss"], default=_NOTHING)
+    last, final = evaluations[-1] if evaluations else _NOTHING, finite[-1] if finite else _NOTHING
+    seconds = [float(r["seconds"]) for r in log if "seconds" in r]
+    return {
+        "arm": cell.arm,
+        "lr": cell.lr,
+        "seed": cell.seed,
+        "ending": ended["ending"],
+        "message": ended["message"],
+        "steps": cell.recipe.run.steps,
+        "updates": ended["step"],
+        "final_loss": final["validation_loss"],
+        "final_step": final["step"],
+        "best_loss": best["validation_loss"],
+        "best_step": best["step"],
+        "force_residual": last["validation_force_residual"],
+        "force_residual_max": last["validation_force_residual_max"],
+        "broken": broken(ended["ending"], losses, last["validation_force_residual"]),
+        "seconds_per_update": statistics.median(seconds) if seconds else math.nan,
+        "seconds": round(sum(seconds), 2),
+        "acts": sum("act" in record for record in log),
+        "curve": {
+            name: [e[name] for e in evaluations] for name in ("step", "validation_loss", "validation_force_residual")
+        },
+        "with": {key: log[0].get(key) for key in ("dyneq", "torch", "threads", "device", "corpus", "corpus_sha256")}
+        if log
+        else {},
+        "recipe": cell.recipe.to_plain(),
+    }
+
+
+def broken(ending: str, losses: Sequence[float], residual: float) -> str | None:
+    """Return why a run counts as broken, None if it does not.
+
+    A run is broken if it did not apply all its updates (a number that was not finite, the fuse, or the guard ended it),
+    if its last validation loss is not finite or more than 0.3 nats above the best it had, or if at its end the force
+    residual after T1 steps (median over the pinned batch) is above 0.1.
+
+    Args:
+        ending: How it ended.
+        losses: Validation losses, in order.
+        residual: Force residual at the end.
+    """
+    if ending != Ending.COMPLETED:
+        return f"ended early: {ending}"
+    if losses and not math.isfinite(losses[-1]):
+        return "its last validation loss is not finite"
+    if losses and losses[-1] - min(loss for loss in losses if math.isfinite(loss)) > RISE:
+        best = min(loss for loss in losses if math.isfinite(loss))
+        return f"its validation loss rose from {best:.3f} to {losses[-1]:.3f}"
+    if losses and not residual <= UNSETTLED:
+        return f"it does not settle: force residual {residual:.1e} at the end"
+    return None
+
+
+_NOTHING: dict[str, Any] = {
+    "step": None,
+    "validation_loss": math.nan,
+    "validation_force_residual": math.nan,
+    "validation_force_residual_max": math.nan,
+}
+
+
+def _evaluations(log: Sequence[Record], ended: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return every evaluation of a run, with the one of the weights that were kept when a number was not finite."""
+    names = [name for name in _NOTHING if name != "step"]
+    found = [
+        {"step": record["step"], **{name: float(record.get(name, math.nan)) for name in names}}
+        for record in log
+        if "validation_loss" in record
+    ]
+    metrics, known = ended.get("metrics", {}), bool(found) and found[-1]["step"] == ended["step"]
+    if ended["ending"] == Ending.NON_FINITE and "validation_loss" in metrics and not known:
+        found.append({"step": ended["step"], **{name: float(metrics.get(name, math.nan)) for name in names}})
+    return found
+
+
+def require_same(cell: Cell, folder: Path) -> None:
+    """Verify that a folder, if it is there, holds this very run.
+
+    Raises:
+        DyneqError: If it holds something else.
+        UsageError: If it holds a run of another recipe.
+    """
+    if not folder.exists():
+        return
+    then, now = RunFolder.open(folder).recipe().model_dump(mode="json"), cell.recipe.model_dump(mode="json")
+    differing = sorted(_differences(then, now))
+    if differing:
+        raise UsageError(
+            f"{folder} holds a run of another recipe (it differs in {', '.join(differing[:3])}"
+            f"{' and more' if len(differing) > 3 else ''}); choose another --into, or remove that folder"
+        )
+
+
+def _differences(then: Any, now: Any, where: str = "") -> Iterator[str]:
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in then.keys() | now.keys():
+            yield from _differences(then.get(key), now.get(key), f"{where}.{key}" if where else key)
+    elif then != now:
+        yield where

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from dyneq.errors import DyneqError
 from dyneq.files import write_atomically
+from dyneq.train import parallel
 
 Record = dict[str, Any]
 
@@ -49,7 +50,7 @@ def cut_log(path: Path, step: int) -> list[Record]:
 
 
 class TrainingLog:
-    """An open log.
+    """An open log; where several processes train together, the first one's.
 
     Args:
         path: The file, appended to.
@@ -60,7 +61,7 @@ class TrainingLog:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+            self._file = open(path if parallel.first() else os.devnull, "a", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
             raise DyneqError(f"the training log {path} cannot be written ({error.strerror or error})") from None
 
@@ -71,7 +72,8 @@ class TrainingLog:
 
     def sync(self) -> None:
         """Wait until everything written is on disk, so that no saved state is ever ahead of its log."""
-        os.fsync(self._file.fileno())
+        if parallel.first():
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> Self:
         return self

@@ -11,6 +11,7 @@ import torch
 
 from dyneq import __version__
 from dyneq.probes.penalties.base import Penalty
+from dyneq.train import parallel
 from dyneq.train.data import corpus_of
 from dyneq.train.log import Record, TrainingLog, cut_log
 from dyneq.train.progress import Progress, SilentProgress
@@ -85,11 +86,13 @@ def start(recipe: Recipe, folder: str | Path, *, device: str = "cpu", hooks: Hoo
         UsageError: If the folder exists.
         DyneqError: If the text or the folder cannot be used.
     """
-    hooks = hooks or Hooks()
-    trainer = _trainer(recipe, device, hooks)  # before the folder is made: a text that is missing leaves nothing behind
-    run = RunFolder.create(folder, recipe)
-    with run.locked():
-        return _run(trainer, run, hooks)
+    with parallel.joined(device) as own_device:
+        hooks = _of_this_process(hooks or Hooks())
+        # before the folder is made: a text that is missing leaves nothing behind
+        trainer = _trainer(recipe, own_device, hooks)
+        run = parallel.lead(lambda: RunFolder.create(folder, recipe))
+        with run.locked():
+            return _run(trainer, run, hooks)
 
 
 def resume(folder: str | Path, *, device: str = "cpu", hooks: Hooks | None = None) -> Outcome:
@@ -106,13 +109,19 @@ def resume(folder: str | Path, *, device: str = "cpu", hooks: Hooks | None = Non
     Raises:
         DyneqError: If there is no run, another process is training in it, its text changed, or a file is damaged.
     """
-    hooks = hooks or Hooks()
-    run = RunFolder.open(folder)
-    with run.locked():
-        trainer = _trainer(run.recipe(), device, hooks)
-        if run.last_file.exists():
-            trainer.restore(*read_state(run.last_file))
-        return _run(trainer, run, hooks)
+    with parallel.joined(device) as own_device:
+        hooks = _of_this_process(hooks or Hooks())
+        run = parallel.lead(lambda: RunFolder.open(folder))
+        with run.locked():
+            trainer = _trainer(parallel.lead(run.recipe), own_device, hooks)
+            if parallel.lead(run.last_file.exists):
+                trainer.restore(*read_state(run.last_file))
+            return _run(trainer, run, hooks)
+
+
+def _of_this_process(hooks: Hooks) -> Hooks:
+    """Return the hooks, without what only the first of several processes has: sink, progress and trackers."""
+    return hooks if parallel.first() else Hooks(penalties=hooks.penalties)
 
 
 def _trainer(recipe: Recipe, device: str, hooks: Hooks) -> Trainer:
@@ -122,7 +131,7 @@ def _trainer(recipe: Recipe, device: str, hooks: Hooks) -> Trainer:
 def _run(trainer: Trainer, run: RunFolder, hooks: Hooks) -> Outcome:
     began, recipe, progress = time.monotonic(), trainer.recipe, hooks.progress
     fresh = trainer.step == 0
-    kept = cut_log(run.log_file, -1 if fresh else trainer.step)
+    kept = parallel.lead(lambda: cut_log(run.log_file, -1 if fresh else trainer.step))
     with (
         TrainingLog(run.log_file) as log,
         progress.running(recipe.run.steps, trainer.step),
@@ -167,7 +176,7 @@ def _run(trainer: Trainer, run: RunFolder, hooks: Hooks) -> Outcome:
                 ending, sentence = Ending.FUSE, blown
                 snapshot = _keep(trainer, run, hooks).path
                 break
-        if snapshot == run.last_file and run.snapshot_file(trainer.step).exists():
+        if snapshot == run.last_file and parallel.lead(run.snapshot_file(trainer.step).exists):
             snapshot = run.snapshot_file(trainer.step)  # there was nothing left to do
         outcome = Outcome(ending, sentence, trainer.step, snapshot, run.path, time.monotonic() - began, trainer.metrics)
         tracking.finish(outcome)
@@ -206,11 +215,13 @@ def _header(trainer: Trainer) -> Record:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "device": str(trainer.device),
+        "processes": parallel.size(),
     }
 
 
 def _tell_difference(then: Record, now: Record, progress: Progress) -> None:
-    differing = [key for key in ("dyneq", "torch", "threads", "device") if then.get(key) != now[key]]
+    then = {"processes": 1, **then}  # older logs do not say
+    differing = [key for key in ("dyneq", "torch", "threads", "device", "processes") if then.get(key) != now[key]]
     if differing:
         progress.note(
             "the run continues, but not bit for bit: "

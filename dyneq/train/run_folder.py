@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dyneq.errors import DyneqError, UsageError
+from dyneq.train import parallel
 from dyneq.train.recipe import Recipe, load_recipe
 
 
@@ -77,9 +78,14 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the run against a second process; a kill releases it.
 
+        Of several processes that train together the first one holds it.
+
         Raises:
             DyneqError: If another process is training here.
         """
+        if not parallel.first():
+            yield
+            return
         with open(self.recipe_file, "rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,6 +9,7 @@ import torch
 
 from dyneq.systems.checkpoint import Checkpoint
 from dyneq.systems.checkpoint_io import load_checkpoint, save_checkpoint
+from dyneq.train import parallel
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ Sink = Callable[[Snapshot], None]
 
 def write_snapshot(path: Path, checkpoint: Checkpoint) -> Snapshot:
     """Write a checkpoint atomically, with whatever training state it carries."""
-    sha256 = save_checkpoint(path, checkpoint)
+    sha256 = parallel.lead(lambda: save_checkpoint(path, checkpoint))
     return Snapshot(path, sha256, checkpoint.step, checkpoint.metrics)
 
 
@@ -44,5 +45,6 @@ def read_state(path: Path) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
     Raises:
         DyneqError: If the file is damaged.
     """
-    checkpoint = load_checkpoint(path)
-    return checkpoint, torch.load(path, map_location="cpu", weights_only=True)["model"]
+    return parallel.lead(
+        lambda: (load_checkpoint(path), torch.load(path, map_location="cpu", weights_only=True)["model"])
+    )

@@ -13,6 +13,7 @@ from dyneq.gradients.base import Estimator, Gradient, Grouped, ParameterList
 from dyneq.gradients.equilibrium import EquilibriumEstimator
 from dyneq.gradients.free import FreePhase
 from dyneq.systems.protocol import System
+from dyneq.train import parallel
 from dyneq.train.log import Record
 from dyneq.train.recipe import Recipe
 from dyneq.train.sections import SwitchSection
@@ -46,21 +47,36 @@ class Task:
                 )
         self._taken, self._seen = 0, 0
         self.estimator = estimators[0]
+        self.advance(0)
 
-    def gradient(self, system: System, step: int) -> tuple[Gradient, bool]:
-        """Return the task's gradient for the update number ``step``, and whether its nudge was skipped.
+    def gradient(self, system: System) -> tuple[Gradient, bool]:
+        """Return the task's gradient for an update, and whether its nudge was skipped.
 
         A skipped one is what needs no adjoint: the loss's own derivative by the parameters, at the state as it is.
         """
-        if self._taken < len(self._switches) and (at := self._switches[self._taken].at) is not None and step >= at:
-            self._switch()
         if self._gate is None:
             return self.estimator.gradient(system), False
         assert isinstance(self.estimator, EquilibriumEstimator)
         free = self.estimator.free(system)
-        if GATE_EPS * float(free.residual_t1.median()) <= self._gate:  # NaN does not pass
+        if GATE_EPS * float(parallel.gathered(free.residual_t1).median()) <= self._gate:  # NaN does not pass
             return self.estimator.from_free(system, free), False
         return _explicit(system, free), True
+
+    def advance(self, step: int) -> str | None:
+        """Make the switches that are due after ``step`` updates; return a sentence if there is one.
+
+        Args:
+            step: Updates applied.
+        """
+        before, first = self.estimator.name, self._taken
+        while self._taken < len(self._switches):
+            at = self._switches[self._taken].at
+            if at is None or step + 1 < at:
+                break
+            self._switch()
+        if self._taken == first:
+            return None
+        return f"from update {step + 1} the gradient is {self.estimator.name} instead of {before}, as the recipe says"
 
     def observe(self, record: Record) -> str | None:
         """Take note of an update's numbers; return a sentence if the next update uses another estimator.
@@ -68,11 +84,9 @@ class Task:
         Raises:
             UsageError: If the log has no number of the name a switch waits for.
         """
-        if self._taken == len(self._switches):
-            return None
-        waiting = self._switches[self._taken]
-        if waiting.metric is None:
-            return None
+        waiting = self._switches[self._taken] if self._taken < len(self._switches) else None
+        if waiting is None or waiting.metric is None:
+            return self.advance(record["step"])
         value = record.get(waiting.metric)
         if value is None:
             raise UsageError(
@@ -97,6 +111,10 @@ class Task:
     def state(self) -> dict[str, Any]:
         """Return how many switches were made, and for how many updates the next one's condition has held."""
         return {"switches": self._taken, "seen": self._seen}
+
+    def interrupt(self) -> None:
+        """Begin to count anew how long the next switch's condition has held."""
+        self._seen = 0
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what :meth:`state` gave."""

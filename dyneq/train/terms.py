@@ -1,6 +1,6 @@
 """The penalties of a run: which apply in an update, what they add, and what they remember."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,12 +26,14 @@ class Terms:
 
     Attributes:
         boost: Factor on every weight, which the guard may raise.
+        contribute: What gives a penalty's part; of the whole batch where several processes share one.
     """
 
     def __init__(self, recipe: Mapping[str, Mapping[str, Any]], seed: int, further: Sequence[Penalty] = ()) -> None:
         self.penalties = [*(registry.build(name, options) for name, options in sorted(recipe.items())), *further]
         self.generator = torch.Generator().manual_seed(seed)
         self.boost = 1.0
+        self.contribute: Callable[..., Contribution] = contribution
 
     def contributions(self, system: System, gradient: Gradient, step: int) -> dict[str, Contribution]:
         """Return what each penalty that is due adds to the update number ``step``.
@@ -50,7 +52,7 @@ class Terms:
         due = {p: share for p in self.penalties if (share := p.params.factor(step)) > 0}
         task_norm = grouped_norm(gradient.parameters) if due else torch.zeros(())
         return {
-            p.name: contribution(p, system, gradient.state, task_norm, self.generator, share * self.boost)
+            p.name: self.contribute(p, system, gradient.state, task_norm, self.generator, share * self.boost)
             for p, share in due.items()
         }
 

@@ -15,10 +15,12 @@ from dyneq.probes.penalties.base import Penalty
 from dyneq.probes.penalties.contribution import grouped_norm
 from dyneq.systems.block import EquilibriumBlock
 from dyneq.systems.checkpoint import Checkpoint, EvaluationBatch, block_of_kind
+from dyneq.train import parallel
 from dyneq.train.data import Corpus
 from dyneq.train.log import Record
 from dyneq.train.recipe import Recipe
 from dyneq.train.resuming import require_same
+from dyneq.train.sharing import share
 from dyneq.train.stability import Fuse, prewarm
 from dyneq.train.stepper import Stepper
 from dyneq.train.task import Task, without_task
@@ -63,6 +65,10 @@ class Trainer:
         self.terms = Terms(recipe.penalty, recipe.run.seed, penalties)
         self.stepper = Stepper(self.block, recipe.optimizer, recipe.stability.weight_cap)
         self.parameters = self.stepper.parameters
+        parallel.require_same("recipe", recipe.to_toml())
+        parallel.require_same("text", f"{corpus.sha256} {self.evaluation.sha256}")
+        self.share = share(self.parameters, recipe.run.batch)
+        self.terms.contribute = self.share.contribution
         self.fuse = Fuse(recipe.stability)
         self.generator = torch.Generator().manual_seed(recipe.run.seed)
         self.step = 0
@@ -90,12 +96,15 @@ class Trainer:
         step, drawn_from, terms_before = self.step + 1, self.generator.get_state(), self.terms.state()
         tokens, targets = self.corpus.batch(self.recipe.run.batch, self.recipe.block["tokens"], self.generator)
         tokens, targets = self.block.examples(tokens, targets, self.generator)
-        system = self.block.bind(tokens.to(self.device), targets.to(self.device))
+        own = [self.share.own(part).to(self.device) for part in (tokens, targets)]
+        system = self.block.bind(*own)
         gradient, skipped = self.task.gradient(system, step)
+        gradient = self.share.whole(gradient)
         lr = self.recipe.optimizer.lr_at(step, self.recipe.run.steps) * self.lr_share
         if step <= self.recipe.stability.prewarm:
             gradient, lr = without_task(gradient), self.recipe.stability.prewarm_lr
-            parts = {"prewarm": prewarm(self.recipe.stability, system, gradient, self.terms.generator)}
+            warming = prewarm(self.recipe.stability, system, gradient, self.terms.generator)
+            parts = {"prewarm": self.share.mean(warming)}
         else:
             parts = self.terms.contributions(system, gradient, step)
         direction = added(gradient.parameters, parts)
@@ -146,7 +155,7 @@ class Trainer:
             loss, residual = system.loss(relaxed.z).mean(), relaxed.residuals.force
             found = torch.stack([loss, residual.median(), residual.max()]).tolist()
         names = ("validation_loss", "validation_force_residual", "validation_force_residual_max")
-        self.metrics = dict(zip(names, found, strict=True))
+        self.metrics = parallel.agreed(dict(zip(names, found, strict=True)))
         if self._tokens_per_character is not None:
             self.metrics["validation_loss_per_character"] = self.metrics["validation_loss"] * self._tokens_per_character
         return self.metrics

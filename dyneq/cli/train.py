@@ -185,8 +185,11 @@ def _report(outcome: "Outcome", as_json: bool) -> None:
         return
     click.echo(f"{outcome.ending.value} after {outcome.step} updates in {outcome.seconds:.0f} s")
     if outcome.metrics:
+        unit = kept.vocabulary.unit if kept.block.mask is None else f"masked {kept.vocabulary.unit}"
+        further = outcome.metrics.get("validation_loss_per_character")
+        aside = "" if further is None else f" ({further:.4f} per character)"
         click.echo(
-            f"validation loss {outcome.metrics['validation_loss']:.4f} nats per character; force residual after "
+            f"validation loss {outcome.metrics['validation_loss']:.4f} nats per {unit}{aside}; force residual after "
             f"{kept.recipe['run']['relaxation']} steps: median {outcome.metrics['validation_force_residual']:.1e}, "
             f"worst sample {outcome.metrics['validation_force_residual_max']:.1e}"
         )

@@ -19,6 +19,10 @@ SYSTEMS = "dyneq.systems"
 TOKENIZERS = "dyneq.tokenizers"
 
 
+#: What was imported, by where it was declared: looking through every installed package takes milliseconds each time.
+_loaded: dict[tuple[Callable[..., Any], str, str], Any] = {}
+
+
 @dataclass(frozen=True)
 class Plugin:
     """What one entry point declares.
@@ -76,6 +80,9 @@ def load(group: str, name: str, what: str) -> Any:
     Raises:
         UsageError: If there is none of that name, several packages declare it, or it cannot be imported.
     """
+    key = (entry_points, group, name)
+    if key in _loaded:
+        return _loaded[key]
     entries = [e for e in entry_points(group=group) if e.name == name]
     plugins = list(dict.fromkeys(map(_plugin, entries)))
     if not plugins:
@@ -88,6 +95,7 @@ def load(group: str, name: str, what: str) -> Any:
             f"the {what} {name!r} is declared by {plugins[0].origin} but cannot be imported ({_brief(error)}); "
             "repair or uninstall that package"
         ) from error
+    _loaded[key] = loaded
     return loaded
 
 

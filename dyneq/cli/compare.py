@@ -4,6 +4,7 @@ import json
 import math
 import platform
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +188,9 @@ def _train(tasks: "list[TrainTask]", workers: int, quiet: bool) -> "tuple[list[T
             if not isinstance(result, Failure):
                 for note in result.notes:
                     click.echo(f"dyneq: {tasks[i].cell.name}: {note}", err=True)
+            if not quiet and not sys.stderr.isatty():  # a log or a pipe: a line for every run
+                told = "failed" if isinstance(result, Failure) else _told(result)
+                click.echo(f"{len(results)}/{len(tasks)}  {tasks[i].cell.name}: {told}", err=True)
 
         run_all(train_one, tasks, pool, done=done)
     failed = [
@@ -195,6 +199,12 @@ def _train(tasks: "list[TrainTask]", workers: int, quiet: bool) -> "tuple[list[T
         if isinstance(results[i], Failure)
     ]
     return [results[i] for i in range(len(tasks)) if not isinstance(results[i], Failure)], failed
+
+
+def _told(trained: "Trained") -> str:
+    run = trained.summary
+    broke = "" if run["broken"] is None else f"; broke: {run['broken']}"
+    return f"{'found, ' if trained.found else ''}loss {_number(run['final_loss'], '.3f')} in {_duration(run['seconds'])}{broke}"
 
 
 def _document(

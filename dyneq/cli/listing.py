@@ -12,19 +12,28 @@ from dyneq import plugins
 from dyneq.cli.common import plain
 from dyneq.errors import UsageError
 
-_GROUPS = {"probes": plugins.PROBES, "estimators": plugins.ESTIMATORS, "systems": plugins.SYSTEMS}
+_GROUPS = {
+    "probes": plugins.PROBES,
+    "estimators": plugins.ESTIMATORS,
+    "systems": plugins.SYSTEMS,
+    "penalties": "dyneq.penalties",
+}
 
 
 @click.command(name="list")
 @click.argument("kind", type=click.Choice([*_GROUPS, "recipes", "checkpoints"]))
 @click.option("--json", "as_json", is_flag=True, envvar="DYNEQ_JSON", help="Print one JSON document.")
 def listing(kind: str, as_json: bool) -> None:
-    """Show what is installed: probes, estimators and kinds of systems with their parameters; recipes; checkpoints.
+    """Show what is installed: probes, estimators, systems and penalties with their parameters; recipes; checkpoints.
 
     What cannot be used is listed with the reason.
     """
     if kind in _GROUPS:
         results = [_record(p, d) for p, d in plugins.load_each(_GROUPS[kind], _DESCRIBE[kind])]
+    elif kind == "recipes":
+        from dyneq.train.recipe_listing import describe_recipe
+
+        results = [describe_recipe(name) for name in _packaged(kind)]
     else:
         results = [{"name": name} for name in _packaged(kind)]
     if as_json:
@@ -32,6 +41,8 @@ def listing(kind: str, as_json: bool) -> None:
         click.echo(json.dumps(plain(document), allow_nan=False))
     elif kind in _GROUPS:
         click.echo("\n\n".join(map(_text, results)) if results else f"no {kind} are installed")
+    elif kind == "recipes":
+        click.echo("\n\n".join(map(_recipe_text, results)))
     else:
         for result in results:
             click.echo(result["name"])
@@ -102,10 +113,24 @@ def _subclass(name: str, declared: object, base: type, attribute: str, model: ty
     return declared
 
 
+def _penalty(name: str, declared: object) -> dict[str, Any]:
+    from dyneq.probes.penalties.base import Penalty, PenaltyParams
+
+    penalty = _subclass(name, declared, Penalty, "Params", PenaltyParams)
+    if getattr(penalty, "name", None) != name:
+        raise UsageError(f"it should have the name {name!r}, but calls itself {getattr(penalty, 'name', None)!r}")
+    return {
+        "value_is": f"{penalty.what}, {penalty.units}",
+        "parameters": parameters(penalty.Params),
+        "description": first_line(penalty),
+    }
+
+
 _DESCRIBE: dict[str, Callable[[str, Any], dict[str, Any]]] = {
     "probes": _probe,
     "estimators": _estimator,
     "systems": _system,
+    "penalties": _penalty,
 }
 
 
@@ -177,6 +202,8 @@ def _text(result: dict[str, Any]) -> str:
         lines.append(f"  {result['description']}")
     if "needs" in result:
         lines.append(f"  needs: {', '.join(result['needs']) or 'nothing but a force'}")
+    elif "value_is" in result:
+        lines.append(f"  its value: {result['value_is']}")
     else:
         lines.append(f"  causal over tokens: {'yes' if result['causal'] else 'no'}")
     rows = [(p["name"], p["type"], _default(p), p["description"]) for p in result["parameters"]]
@@ -185,6 +212,21 @@ def _text(result: dict[str, Any]) -> str:
         "  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip()
         for row in rows
     ]
+    return "\n".join(lines)
+
+
+def _recipe_text(result: dict[str, Any]) -> str:
+    size, several = result["size"], result["runs"]
+    held = ", ".join(result["penalties"]) or "none"
+    lines = [
+        result["name"],
+        f"  {result['description']}",
+        f"  {result['block']} C={size['channels']} H={size['heads']} T={size['tokens']} B={size['batch']}, "
+        f"{size['steps']:,} updates; gradient: {', then '.join(result['gradient'])}; penalties: {held}",
+    ]
+    if several > 1:
+        arms = "; ".join([*result["arms"], *(f"{key} = {values}" for key, values in result["grid"].items())])
+        lines.append(f"  {several} runs a seed ({arms}), for dyneq compare")
     return "\n".join(lines)
 
 

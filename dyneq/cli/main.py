@@ -28,7 +28,7 @@ _COMMANDS = {
     "catalog": ("dyneq.cli.catalog:catalog", "Checkpoints by name: add, list, show, tag, verify, rebuild, gc."),
     "drift": ("dyneq.cli.drift:drift", "How diagnostics move over the snapshots of a run, and when they turn."),
     "results": ("dyneq.cli.results:results", "Stored results: list, show, export, diff."),
-    "list": ("dyneq.cli.listing:listing", "Probes, estimators, systems and recipes that are installed."),
+    "list": ("dyneq.cli.listing:listing", "Probes, estimators, systems, penalties and recipes that are installed."),
 }
 
 #: Built-in probes whose command is made from their parameters, in the order a newcomer needs them.

@@ -62,8 +62,16 @@ class Axes:
 
 
 @dataclass(frozen=True)
-class _Variants:
-    """A recipe's plain values and how they are varied."""
+class Variants:
+    """A recipe's plain values and how they are varied.
+
+    Attributes:
+        origin: What to call it in messages.
+        stem: Its name.
+        values: Plain values, with what it inherits.
+        arms: Settings of its arms by name.
+        grid: Values of the settings its grid varies.
+    """
 
     origin: str
     stem: str
@@ -90,7 +98,7 @@ def cells(sources: Iterable[str | Path], axes: Axes) -> list[Cell]:
     for assignment in axes.overrides:
         if assignment.partition("=")[0].strip() == SEED:
             raise UsageError(f"--set {assignment} would give every run the same seed; use --seeds")
-    found = [cell for source in sources for cell in _cells(_read(source), axes)]
+    found = [cell for source in sources for cell in _cells(read_variants(source), axes)]
     seen: set[str] = set()
     for cell in found:
         if cell.name in seen:
@@ -102,7 +110,16 @@ def cells(sources: Iterable[str | Path], axes: Axes) -> list[Cell]:
     return found
 
 
-def _read(source: str | Path) -> _Variants:
+def read_variants(source: str | Path) -> Variants:
+    """Read a recipe with what it inherits, arms and grid apart.
+
+    Args:
+        source: The name of a packaged recipe, or a TOML file.
+
+    Raises:
+        DyneqError: If a file cannot be read.
+        UsageError: If there is no such recipe, it is no TOML, or arms or grid are none.
+    """
     values, origin = inherited(source, ())
     tables = {key: values.pop(key, {}) for key in VARIED}
     for key, table in tables.items():
@@ -125,10 +142,10 @@ def _read(source: str | Path) -> _Variants:
             )
         if key == SEED:
             raise UsageError(f"the grid of the recipe {origin} varies the seed; leave that to --seeds")
-    return _Variants(origin, Path(source).stem if str(source).endswith(".toml") else str(source), values, arms, grid)
+    return Variants(origin, Path(source).stem if str(source).endswith(".toml") else str(source), values, arms, grid)
 
 
-def _cells(variants: _Variants, axes: Axes) -> Iterator[Cell]:
+def _cells(variants: Variants, axes: Axes) -> Iterator[Cell]:
     grid = dict(variants.grid)
     overridden = {assignment.partition("=")[0].strip() for assignment in axes.overrides}
     varied = {*grid, *(key for settings in variants.arms.values() for key in settings), *([LR] if axes.lrs else [])}
@@ -151,7 +168,7 @@ def _cells(variants: _Variants, axes: Axes) -> Iterator[Cell]:
                     yield Cell(name, _resolved(variants, varied_settings, axes.overrides))
 
 
-def _resolved(variants: _Variants, settings: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
+def _resolved(variants: Variants, settings: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
     values = dict(variants.values)
     for key, value in settings.items():
         try:

@@ -91,13 +91,12 @@ def _merged_penalty(old: Any, own: Any) -> Any:
 
 def _with_one_depth(merged: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """Forget an inherited depth of the free relaxation if the recipe states another: by its gradient, or by its run."""
-    run = merged.get("run")
-    if "gradient" not in merged or not isinstance(run, dict):
+    run, stated = merged.get("run"), own.get("run")
+    if "gradient" not in merged or not isinstance(run, dict) or "relaxation" not in run:
         return merged
     table = gradient_table(merged["gradient"])
     depth = registry.depth_option(table.get("name", DEFAULT_GRADIENT))
-    stated = own.get("run")
-    if depth not in table or "relaxation" not in run:
+    if depth not in table:
         return merged
     if isinstance(stated, dict) and "relaxation" in stated:
         own_table = gradient_table(own["gradient"]) if "gradient" in own else {}

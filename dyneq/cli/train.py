@@ -1,7 +1,8 @@
 """``dyneq train``: train a recipe, or resume a run."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ def train(
             "--resume continues a run with the recipe it was started with, so it goes with none of --recipe, --data, "
             "--gradient, --reg, --guard, --steps, --seed, --dtype, --set and --run; drop them, or start a new run"
         )
-    from dyneq.train import loop
+    from dyneq.train import loop, parallel
     from dyneq.train.progress import progress_for
     from dyneq.train.recipe import load_recipe
     from dyneq.train.trackers import trackers
@@ -92,20 +93,42 @@ def train(
     followers = trackers(tracked)
     progress = progress_for(quiet or as_json)
     path = None if resume is None else _folder(resume)
+    with _among_processes(device):
+        try:
+            if path is not None:
+                outcome = loop.resume(path, device=device, hooks=_hooks(path, store, progress, followers))
+            else:
+                resolved = load_recipe(recipe, [*assignments, *overrides], regularisers)
+                path = _folder(folder or _default_name(recipe, resolved))
+                outcome = loop.start(resolved, path, device=device, hooks=_hooks(path, store, progress, followers))
+        except KeyboardInterrupt:
+            if path is not None and path.is_dir() and parallel.first():
+                click.echo(f"continue with --resume {path}", err=True)
+            raise
+        if parallel.first():
+            _report(outcome, as_json)
+        if outcome.ending is not loop.Ending.COMPLETED:
+            raise DyneqError(outcome.sentence)
+
+
+@contextmanager
+def _among_processes(device: str) -> Iterator[None]:
+    """Join the processes that torchrun started, if it did; of them only the first says what went wrong.
+
+    Raises:
+        Exit: In the others instead of an error.
+    """
+    from dyneq.train import parallel
+
+    speaks = True
     try:
-        if path is not None:
-            outcome = loop.resume(path, device=device, hooks=_hooks(path, store, progress, followers))
-        else:
-            resolved = load_recipe(recipe, [*assignments, *overrides], regularisers)
-            path = _folder(folder or _default_name(recipe, resolved))
-            outcome = loop.start(resolved, path, device=device, hooks=_hooks(path, store, progress, followers))
-    except KeyboardInterrupt:
-        if path is not None and path.is_dir():
-            click.echo(f"continue with --resume {path}", err=True)
-        raise
-    _report(outcome, as_json)
-    if outcome.ending is not loop.Ending.COMPLETED:
-        raise DyneqError(outcome.sentence)
+        with parallel.joined(device):
+            speaks = parallel.first()
+            yield
+    except (DyneqError, KeyboardInterrupt) as error:
+        if speaks:
+            raise
+        raise click.exceptions.Exit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
 
 
 def _hooks(path: Path, store: str | None, progress: "Progress", followers: "Sequence[Tracker]") -> "Hooks":

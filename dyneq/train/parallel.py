@@ -204,8 +204,8 @@ def joined(device: str = "cpu") -> Iterator[str]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
     except (RuntimeError, ValueError) as error:
         raise DyneqError(
-            f"the {count} processes of this run did not find each other ({_first_line(error)}); start them with torchrun, "
-            "which says where they meet"
+            f"the {count} processes of this run did not find each other ({_first_line(error)}); start them with "
+            "torchrun, which says where they meet"
         ) from error
     _group = Group(rank, count)
     try:

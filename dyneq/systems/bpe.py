@@ -89,10 +89,8 @@ class BpeVocabulary(Vocabulary):
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=size, min_frequency=OCCURRENCES, show_progress=False, initial_alphabet=sorted(_BYTES)
         )
-        try:
-            tokenizer.train_from_iterator([training], trainer, length=1)
-        except UnicodeEncodeError as error:
-            raise _not_unicode(error) from None
+        _require_unicode(training)
+        tokenizer.train_from_iterator([training], trainer, length=1)
         model = json.loads(tokenizer.to_str())["model"]
         symbols = sorted(model["vocab"], key=model["vocab"].__getitem__)
         if len(symbols) < size:
@@ -120,10 +118,8 @@ class BpeVocabulary(Vocabulary):
         Raises:
             DyneqError: If the package tokenizers is missing, or the text holds half a surrogate pair.
         """
-        try:
-            return torch.tensor(self._tokenizer.encode(text).ids, dtype=torch.int64)
-        except UnicodeEncodeError as error:
-            raise _not_unicode(error) from None
+        _require_unicode(text)
+        return torch.tensor(self._tokenizer.encode(text).ids, dtype=torch.int64)
 
     def decode(self, tokens: Tensor) -> str:
         """Return the text of indices ``[token]``; a character that is cut off at an end becomes U+FFFD."""
@@ -177,8 +173,11 @@ def _package() -> Any:
     return tokenizers
 
 
-def _not_unicode(error: UnicodeEncodeError) -> DyneqError:
-    return DyneqError(
-        f"the text holds half a surrogate pair at character {error.start}, which is no character and has no UTF-8 "
-        "form; remove it"
-    )
+def _require_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DyneqError(
+            f"the text holds half a surrogate pair at character {error.start}, which is no character and has no UTF-8 "
+            "form; remove it"
+        ) from None

@@ -204,7 +204,8 @@ def _train(tasks: "list[TrainTask]", workers: int, quiet: bool) -> "tuple[list[T
 def _told(trained: "Trained") -> str:
     run = trained.summary
     broke = "" if run["broken"] is None else f"; broke: {run['broken']}"
-    return f"{'found, ' if trained.found else ''}loss {_number(run['final_loss'], '.3f')} in {_duration(run['seconds'])}{broke}"
+    found = "found, " if trained.found else ""
+    return f"{found}loss {_number(run['final_loss'], '.3f')} in {_duration(run['seconds'])}{broke}"
 
 
 def _document(

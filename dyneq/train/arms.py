@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dyneq.errors import UsageError
-from dyneq.train.recipe import VARIED, Recipe, resolve
-from dyneq.train.recipe_reading import assign, inherited, put
+from dyneq.train.recipe import Recipe, resolve
+from dyneq.train.recipe_reading import VARIED, assign, inherited, put
 
 #: The setting that is an axis of its own in every comparison.
 LR = "optimizer.lr"

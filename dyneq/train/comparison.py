@@ -51,9 +51,10 @@ def rows(runs: Sequence[Run], against: str | None = None) -> list[dict[str, Any]
         validation loss, broken runs included) with ``loss_half_width`` and ``loss_runs`` (how many had one),
         ``best_loss`` (mean of each run's best), ``force_residual`` and ``force_residual_worst`` (median and largest
         over runs of the median over samples at the end), ``seconds_per_update`` (median over runs of medians),
-        ``seconds`` (median over runs of all updates together), ``acts`` (sum), and with ``against`` ``difference``,
-        ``difference_half_width`` and ``pairs``. Intervals are over seeds, also in a row of several learning rates: runs
-        of one seed have their initial weights and batches in common, so that their mean counts as one value.
+        ``seconds`` (median over runs of all updates together), ``acts`` (how many), and with ``against``
+        ``difference``, ``difference_half_width`` and ``pairs``. Intervals are over seeds, also in a row of several
+        learning rates: runs of one seed have their initial weights and batches in common, so that their mean counts as
+        one value.
     """
     found = []
     for arm in dict.fromkeys(run["arm"] for run in runs):
@@ -83,7 +84,7 @@ def _row(runs: Sequence[Run]) -> dict[str, Any]:
         "force_residual_worst": max((r for r in residuals if not math.isnan(r)), default=math.nan),
         "seconds_per_update": _median([run["seconds_per_update"] for run in runs]),
         "seconds": _median([run["seconds"] for run in runs]),
-        "acts": sum(run["acts"] for run in runs),
+        "acts": sum(len(run["acts"]) for run in runs),
     }
 
 

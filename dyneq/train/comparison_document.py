@@ -26,10 +26,9 @@ from dyneq.files import write_atomically
 SCHEMA = 1
 
 #: What of a run the table is made from.
-_NUMBERS = (
-    *("lr", "final_loss", "best_loss", "force_residual", "seconds_per_update", "seconds", "acts"),
-    *("seed",),
-)
+_NUMBERS = ("seed", "lr", "final_loss", "best_loss", "force_residual", "seconds_per_update", "seconds")
+
+_KINDS: dict[str, Any] = {"arm": str, "broken": str | None, "acts": list}
 
 
 def write(path: Path, document: dict[str, Any]) -> None:
@@ -69,14 +68,18 @@ def read(path: Path) -> dict[str, Any]:
         )
     try:
         document["runs"] = [_numbers(run) for run in document["runs"]]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DyneqError(f"{path} is damaged: {error} in its runs; make it again with `dyneq compare --out`") from None
-    return document
+        return {**document, "command_line": str(document["command_line"]), "failed": list(document["failed"])}
+    except KeyError as error:
+        what = f"it lacks {error}"
+    except (TypeError, ValueError) as error:
+        what = f"it cannot hold {error}"
+    raise DyneqError(f"{path} is damaged: {what}; make it again with `dyneq compare --out`")
 
 
 def _numbers(run: dict[str, Any]) -> dict[str, Any]:
     found = {key: math.nan if run[key] is None else run[key] for key in _NUMBERS}
     wrong = [key for key, value in found.items() if not isinstance(value, int | float)]
-    if wrong or not isinstance(run["arm"], str) or not isinstance(run["broken"], str | None):
-        raise ValueError(f"{(wrong or ['arm or broken'])[0]} is no number")
+    wrong += [key for key, kind in _KINDS.items() if not isinstance(run[key], kind)]
+    if wrong:
+        raise ValueError(f"the value {run[wrong[0]]!r} of {wrong[0]!r}")
     return {**run, **found}

@@ -62,8 +62,8 @@ def summary(cell: Cell, folder: Path, ended: dict[str, Any]) -> dict[str, Any]:
         (applied), ``final_loss`` (the last that is finite) with ``final_step``, ``best_loss`` with ``best_step``,
         ``force_residual`` (median over samples) and ``force_residual_max`` at the end, ``curve`` (``step``,
         ``validation_loss``, ``validation_force_residual`` of every evaluation), ``seconds_per_update`` (median),
-        ``seconds``, ``acts`` (of the guard), ``broken`` (why, see :func:`broken`; None if it did not), ``with``
-        (versions and threads of the run). Unknown numbers are NaN.
+        ``seconds``, ``acts`` of the guard (``step``, ``act``), ``broken`` (why, see :func:`broken`; None if it did
+        not), ``with`` (versions and threads of the run). Unknown numbers are NaN.
 
     Raises:
         DyneqError: If the log cannot be read.
@@ -92,7 +92,7 @@ def summary(cell: Cell, folder: Path, ended: dict[str, Any]) -> dict[str, Any]:
         "broken": broken(ended["ending"], losses, last["validation_force_residual"]),
         "seconds_per_update": statistics.median(seconds) if seconds else math.nan,
         "seconds": round(sum(seconds), 2),
-        "acts": sum("act" in record for record in log),
+        "acts": [{"step": record["step"], "act": record["act"]} for record in log if "act" in record],
         "curve": {
             name: [e[name] for e in evaluations] for name in ("step", "validation_loss", "validation_force_residual")
         },

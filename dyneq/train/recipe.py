@@ -11,7 +11,7 @@ from dyneq.errors import UsageError, nearest
 from dyneq.gradients import registry
 from dyneq.probes.penalties import registry as penalties
 from dyneq.systems.checkpoint import block_of_kind
-from dyneq.train.recipe_reading import DEFAULT_GRADIENT, assign, gradient_table, inherited, packaged
+from dyneq.train.recipe_reading import DEFAULT_GRADIENT, VARIED, assign, gradient_table, inherited, packaged
 from dyneq.train.sections import (
     DataSection,
     GuardSection,
@@ -21,9 +21,6 @@ from dyneq.train.sections import (
     StabilitySection,
     SwitchSection,
 )
-
-#: Tables by which a recipe describes several runs, which ``dyneq compare`` trains.
-VARIED = ("arms", "grid")
 
 #: What recipes have always stored; later settings are stored only where they differ from their default, so that the
 #: checkpoints of older recipes keep their digests.
@@ -179,6 +176,8 @@ def resolve(values: Mapping[str, Any], origin: str = "given") -> Recipe:
     if "gradient" in values:
         values["gradient"] = gradient_table(values["gradient"])
         _one_depth(values, origin)
+    if isinstance(values.get("switch"), dict):
+        raise UsageError(f"the recipe {origin} has one table [switch], but there may be several; write [[switch]]")
     if isinstance(values.get("switch"), list):
         values["switch"] = [
             {**s, "gradient": gradient_table(s["gradient"])} if isinstance(s, dict) and "gradient" in s else s

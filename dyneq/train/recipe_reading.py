@@ -12,6 +12,8 @@ from dyneq.systems.checkpoint import block_of_kind
 
 RECIPES = "dyneq.train.recipes"
 DEFAULT_GRADIENT = "adjoint"
+#: Tables by which a recipe describes several runs, which ``dyneq compare`` trains.
+VARIED = ("arms", "grid")
 
 
 def packaged() -> list[str]:
@@ -167,6 +169,8 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
     parts = key.strip().split(".")
     if not _is_key(key):
         raise UsageError(f"{key!r} is no setting of a recipe; write section.key, such as optimizer.lr")
+    if parts[0] in VARIED:
+        raise UsageError(f"{key!r} is no setting of one run; state [{parts[0]}] in the file of a recipe")
     if parts[0] == "penalty":
         _put_penalty(values, parts[1:], value)
         return

@@ -14,7 +14,7 @@ from dyneq.files import write_atomically
 from dyneq.systems.checkpoint import Checkpoint
 from dyneq.systems.checkpoint_io import load_checkpoint, save_checkpoint
 from dyneq.systems.protocol import Time
-from dyneq.train.moving import MOVING
+from dyneq.train.moving import is_moving
 
 if TYPE_CHECKING:
     from dyneq.catalog.mapping import Mapping
@@ -139,7 +139,7 @@ def checkpoint_files(folder: Path) -> Iterator[Path]:
     """Yield the checkpoint files below a folder in a fixed order, without those of a run that are written over."""
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        moving = path.name in MOVING and (path.parent / "recipe.toml").exists()
+        moving = is_moving(path.name) and (path.parent / "recipe.toml").exists()
         if path.suffix in SUFFIXES and not hidden and not moving and path.is_file():
             yield path
 

@@ -15,7 +15,7 @@ from dyneq.catalog.store import Store
 from dyneq.errors import DyneqError, UsageError, nearest
 from dyneq.files import is_folder
 from dyneq.systems.checkpoint_io import load_checkpoint
-from dyneq.train.moving import MOVING
+from dyneq.train.moving import is_moving
 
 #: Where ``dyneq train`` puts a run that is given by a bare name.
 RUNS = Path("runs")
@@ -195,7 +195,7 @@ def of_folder(folder: Path, name: str, trust: bool = False) -> RunSnapshots:
 
 def is_snapshot(path: Path) -> bool:
     """Return whether a file is one of those a run keeps, by its name alone."""
-    moving = path.name in MOVING and (path.parent / "recipe.toml").exists()
+    moving = is_moving(path.name) and (path.parent / "recipe.toml").exists()
     return path.suffix in SUFFIXES and not path.name.startswith(".") and not moving and path.is_file()
 
 

@@ -15,7 +15,7 @@ from dyneq.catalog.manifest import FORMAT, NAME, Damaged, Manifest
 from dyneq.catalog.rebuild import records, result_folders
 from dyneq.catalog.store import Store
 from dyneq.files import sync, write_atomically
-from dyneq.train.moving import MOVING
+from dyneq.train.moving import is_moving
 
 #: Names of temporary files, as they are written before they are renamed.
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.tmp(-wal|-shm)?")
@@ -91,7 +91,7 @@ def _leftovers(store: Store, whole: list[Record], keep_copies: bool) -> Iterator
             continue
         for path in folder.iterdir():
             match = TEMPORARY.fullmatch(path.name)
-            ours = match is not None and match["name"] in {*names, *MOVING}
+            ours = match is not None and (match["name"] in names or is_moving(match["name"]))
             if ours and _old(path):
                 yield path
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dyneq.dynamics.linearization import Linearization
 from dyneq.dynamics.spectra import TOKEN_DENSE_LIMIT, WHOLE_DENSE_LIMIT
-from dyneq.linalg.dense import dense_eigenpairs
+from dyneq.linalg.dense import dense_eigenpairs, dense_eigenvalues
 from dyneq.linalg.krylov_schur import eigenpairs
 from dyneq.linalg.targets import LargestModulus
 from dyneq.systems.protocol import System
@@ -75,6 +75,27 @@ def leading_modes(system: System, z: Tensor, generator: torch.Generator) -> Lead
         found.condition[:, 0].reshape(blocks),
         (found.converged & found.left_converged)[:, 0].reshape(blocks),
     )
+
+
+@torch.no_grad()
+def leading_radii(system: System, z: Tensor, generator: torch.Generator) -> NDArray[np.float64]:
+    """Return the modulus of the leading multiplier of every block ``[sample, token]``, without vectors.
+
+    That of :func:`leading_modes` at half its cost; NaN where a block's did not converge.
+
+    Args:
+        system: The system.
+        z: State ``[sample, ...]``, relaxed deeply.
+        generator: Randomness of Krylov starts.
+    """
+    linearization, causal = Linearization(system, z), system.structure.causal
+    operator = linearization.token_diagonal() if causal else linearization.whole
+    blocks = (z.shape[0], operator.batch // z.shape[0])
+    if operator.dim <= (TOKEN_DENSE_LIMIT if causal else WHOLE_DENSE_LIMIT):
+        values = dense_eigenvalues(operator.to_dense())
+        return np.abs(1 + system.eps * values).max(1).reshape(blocks)
+    found = eigenpairs(operator, [LargestModulus(system.eps)], 1, generator=generator, left=False)
+    return np.where(found.converged[:, 0], np.abs(1 + system.eps * found.values[:, 0]), np.nan).reshape(blocks)
 
 
 def leading_moduli(system: System, z: Tensor, modes: LeadingModes) -> Tensor:

@@ -31,6 +31,8 @@ class Ending(enum.StrEnum):
     """A loss, gradient or weight stopped being finite; the last finite weights were kept."""
     FUSE = "fuse"
     """The relaxation was far from settling for too many updates in a row."""
+    GUARD = "guard"
+    """The guard had to roll back more often than it may."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,10 @@ class Outcome:
         sentence: The same for a reader, with what to do.
         step: Updates that were applied.
         snapshot: The last snapshot.
-        metrics: What was measured of it.
         folder: The run folder.
         seconds: Duration of this process's share.
+        metrics: What was measured of the last weights.
+        guard: What the guard did, in a sentence; None without one.
     """
 
     ending: Ending
@@ -54,6 +57,7 @@ class Outcome:
     folder: Path
     seconds: float
     metrics: dict[str, Any] = field(default_factory=dict)
+    guard: str | None = None
 
 
 @dataclass(frozen=True)
@@ -137,50 +141,71 @@ def _run(trainer: Trainer, run: RunFolder, hooks: Hooks) -> Outcome:
         progress.running(recipe.run.steps, trainer.step),
         Tracking(hooks.trackers, progress).start(recipe, run.path, trainer.step) as tracking,
     ):
-        header = _header(trainer)
+        header, guard = _header(trainer), trainer.guard
         if fresh:
-            log.append(header)
+            log.append(header if guard is None else {**header, **guard.begin(trainer, run)})
             if 0 in recipe.run.snapshots:
                 trainer.evaluate()
                 _keep(trainer, run, hooks)
         elif kept:
             _tell_difference(kept[0], header, progress)
         snapshot = run.last_file
-        ending, sentence = Ending.COMPLETED, f"all {recipe.run.steps} updates are applied"
-        while trainer.step < recipe.run.steps:
+        ending, sentence = _lost(trainer) or (Ending.COMPLETED, f"all {recipe.run.steps} updates are applied")
+        while trainer.step < recipe.run.steps and ending is Ending.COMPLETED:
             try:
                 record = trainer.update()
             except NonFinite as broken:
-                ending, sentence = Ending.NON_FINITE, str(broken)
-                trainer.evaluate()
-                log.append({"step": trainer.step + 1, "status": ending.value, "message": sentence})
-                snapshot = _keep(trainer, run, hooks).path
-                _save(trainer, run, log)
-                break
+                rescued = None if guard is None else guard.rescue(trainer, str(broken), run)
+                if rescued is None:
+                    ending, sentence = _lost(trainer) or (Ending.NON_FINITE, str(broken))
+                    trainer.evaluate()
+                    log.append({"step": trainer.step + 1, "status": ending.value, "message": sentence})
+                    snapshot = _keep(trainer, run, hooks).path
+                    _save(trainer, run, log)
+                    break
+                record = rescued
             due = recipe.snapshot_due(trainer.step)
             if due or trainer.step % recipe.run.evaluate_every == 0:
                 record |= trainer.evaluate()
+            # an update that was not finite has been answered already
+            if (
+                guard is not None
+                and "loss" in record
+                and guard.after(trainer, record, run)
+                and "validation_loss" in record
+            ):
+                record |= trainer.evaluate()
             if "validation_loss" in record and recipe.run.best:
                 _keep_best(trainer, run)
+            lost = _lost(trainer)
+            if lost:
+                ending, sentence = lost
+                record |= {"status": ending.value, "message": sentence}
             log.append(record)
             tracking.record(record)
-            progress.update(record)
-            if "switch" in record:
-                progress.note(record["switch"])
-            if due:
+            if "loss" in record:
+                progress.update(record)
+            for what in ("switch", "act"):
+                if what in record:
+                    progress.note(f"update {record['step']}: {record[what]}")
+            if due or lost:
                 snapshot = _keep(trainer, run, hooks).path
-            blown = trainer.fuse.sentence(trainer.step)
-            if due or blown or trainer.step % recipe.run.save_every == 0:
+            if due or lost or trainer.step % recipe.run.save_every == 0:
                 _save(trainer, run, log)
-            if blown:
-                ending, sentence = Ending.FUSE, blown
-                snapshot = _keep(trainer, run, hooks).path
-                break
         if snapshot == run.last_file and parallel.lead(run.snapshot_file(trainer.step).exists):
             snapshot = run.snapshot_file(trainer.step)  # there was nothing left to do
-        outcome = Outcome(ending, sentence, trainer.step, snapshot, run.path, time.monotonic() - began, trainer.metrics)
+        seconds, told = time.monotonic() - began, None if guard is None else guard.summary()
+        outcome = Outcome(ending, sentence, trainer.step, snapshot, run.path, seconds, trainer.metrics, told)
         tracking.finish(outcome)
     return outcome
+
+
+def _lost(trainer: Trainer) -> tuple[Ending, str] | None:
+    """Return how and why a run ends before its last update; None if it goes on."""
+    if trainer.guard is not None and trainer.guard.ended is not None:
+        return Ending.GUARD, trainer.guard.ended
+    blown = trainer.fuse.sentence(trainer.step)
+    return None if blown is None else (Ending.FUSE, blown)
 
 
 def _keep(trainer: Trainer, run: RunFolder, hooks: Hooks) -> Snapshot:
@@ -202,6 +227,9 @@ def _save(trainer: Trainer, run: RunFolder, log: TrainingLog) -> None:
     """Save the state to resume from; never before the log it belongs to is on disk."""
     log.sync()
     write_snapshot(run.last_file, trainer.checkpoint(with_state=True))
+    guard = trainer.guard
+    if guard is not None:
+        parallel.lead(lambda: run.forget_stable(guard.stable_step))
 
 
 def _header(trainer: Trainer) -> Record:
@@ -216,6 +244,7 @@ def _header(trainer: Trainer) -> Record:
         "threads": torch.get_num_threads(),
         "device": str(trainer.device),
         "processes": parallel.size(),
+        "guard": "off" if trainer.guard is None else "on",
     }
 
 

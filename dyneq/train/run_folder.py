@@ -1,4 +1,4 @@
-"""The folder of a run: recipe.toml, log.jsonl, step-000300.pt, best.pt, last.pt."""
+"""The folder of a run: recipe.toml, log.jsonl, step-000300.pt, stable-000275.pt, best.pt, last.pt."""
 
 import fcntl
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dyneq.errors import DyneqError, UsageError
 from dyneq.train import parallel
+from dyneq.train.moving import STABLE, stable_name
 from dyneq.train.recipe import Recipe, load_recipe
 
 
@@ -26,11 +27,24 @@ class RunFolder:
         self.log_file = self.path / "log.jsonl"
         self.last_file = self.path / "last.pt"
         self.best_file = self.path / "best.pt"
-        self.stable_file = self.path / "stable.pt"
 
     def snapshot_file(self, step: int) -> Path:
         """Return where the snapshot after ``step`` updates is kept."""
         return self.path / f"step-{step:06d}.pt"
+
+    def stable_file(self, step: int) -> Path:
+        """Return where the guard keeps the stable weights after ``step`` updates, with all training needs."""
+        return self.path / stable_name(step)
+
+    def forget_stable(self, but: int | None) -> None:
+        """Remove the stable snapshots that no saved state refers to; comes after a save.
+
+        Args:
+            but: The updates of the one that is referred to.
+        """
+        for path in self.path.glob(STABLE):
+            if but is None or path != self.stable_file(but):
+                path.unlink(missing_ok=True)
 
     @classmethod
     def create(cls, path: str | Path, recipe: Recipe) -> "RunFolder":

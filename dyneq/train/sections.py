@@ -103,10 +103,10 @@ class GuardSection(Section):
     """The guard: what it watches, when it acts, and what it may do."""
 
     enabled: bool = Field(False, description="whether the run is guarded")
-    every: int = Field(25, gt=0, description="updates between two looks")
+    every: int = Field(25, gt=0, description="updates between two looks; every other one is left out in safety")
     samples: int = Field(4, gt=0, description="samples of the pinned batch it looks at")
     depth: int = Field(400, gt=0, description="relaxation steps before it takes the leading multiplier")
-    history: int = Field(4, ge=3, description="looks the trend is fitted to")
+    history: int = Field(4, ge=4, description="looks the trend is fitted to")
     horizon: int = Field(50, gt=0, description="updates ahead for which a forecast crossing makes it act")
     lower: float = Field(0.5, gt=0, lt=1, description="factor on the learning rate when it acts")
     smallest: float = Field(0.05, gt=0, le=1, description="smallest share of the learning rate it goes down to")

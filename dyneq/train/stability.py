@@ -1,6 +1,9 @@
 """Stabilisers around the update: the fuse that ends a lost run, and the pre-warm that begins one contracting."""
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 
 from dyneq.gradients.base import Gradient
 from dyneq.probes.penalties.contribution import Contribution, contribution
@@ -47,6 +50,18 @@ class Fuse:
             f"batch, at eps 0.1) was above {self._bound:g}, so the relaxation has long stopped settling; go back to an "
             "earlier snapshot (`dyneq diagnose` on several finds where it was lost), and add --reg floss"
         )
+
+
+def bare_numbers(contributions: Mapping[str, Contribution]) -> dict[str, Tensor]:
+    """Return what the log says of terms without a task beside them: value and the probe's measure, the largest."""
+    return {
+        key: value
+        for name, c in contributions.items()
+        for key, value in (
+            (f"penalty_{name}", c.value),
+            (f"penalty_{name}_measure", c.measure.nan_to_num(nan=-torch.inf).amax()),
+        )
+    }
 
 
 def prewarm(section: StabilitySection, system: System, gradient: Gradient, generator: torch.Generator) -> Contribution:

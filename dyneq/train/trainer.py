@@ -17,11 +17,12 @@ from dyneq.systems.block import EquilibriumBlock
 from dyneq.systems.checkpoint import Checkpoint, EvaluationBatch, block_of_kind
 from dyneq.train import parallel
 from dyneq.train.data import Corpus
+from dyneq.train.guard import Guard
 from dyneq.train.log import Record
 from dyneq.train.recipe import Recipe
 from dyneq.train.resuming import require_same
 from dyneq.train.sharing import share
-from dyneq.train.stability import Fuse, prewarm
+from dyneq.train.stability import Fuse, bare_numbers, prewarm
 from dyneq.train.stepper import Stepper
 from dyneq.train.task import Task, without_task
 from dyneq.train.terms import Terms, added, numbers
@@ -45,9 +46,10 @@ class Trainer:
         metrics: The latest evaluation.
         best: The lowest validation loss of a snapshot that was kept as the best.
         lr_share: Factor on the learning rate, which the guard may lower.
+        guard: What watches the run; None if nothing does.
 
     Raises:
-        DyneqError: If the text is too short for the recipe.
+        DyneqError: If the text is too short for the recipe, or the block cannot be guarded.
     """
 
     def __init__(self, recipe: Recipe, corpus: Corpus, device: str = "cpu", penalties: Sequence[Penalty] = ()) -> None:
@@ -70,6 +72,8 @@ class Trainer:
         self.share = share(self.parameters, recipe.run.batch)
         self.terms.contribute = self.share.contribution
         self.fuse = Fuse(recipe.stability)
+        pinned = recipe.data.evaluation_samples
+        self.guard = Guard(recipe.guard, self.block, pinned) if recipe.guard.enabled else None
         self.generator = torch.Generator().manual_seed(recipe.run.seed)
         self.step = 0
         self.lr_share, self.best = 1.0, math.inf
@@ -94,42 +98,80 @@ class Trainer:
         """
         began = time.perf_counter()
         step, drawn_from, terms_before = self.step + 1, self.generator.get_state(), self.terms.state()
-        tokens, targets = self.corpus.batch(self.recipe.run.batch, self.recipe.block["tokens"], self.generator)
-        tokens, targets = self.block.examples(tokens, targets, self.generator)
-        own = [self.share.own(part).to(self.device) for part in (tokens, targets)]
-        system = self.block.bind(*own)
-        gradient, skipped = self.task.gradient(system, step)
+        tokens, targets = self._draw()
+        system = self.share.bind(self.block, tokens.to(self.device), targets.to(self.device))
+        gradient, skipped = self.task.gradient(system)
         gradient = self.share.whole(gradient)
-        lr = self.recipe.optimizer.lr_at(step, self.recipe.run.steps) * self.lr_share
-        if step <= self.recipe.stability.prewarm:
-            gradient, lr = without_task(gradient), self.recipe.stability.prewarm_lr
-            warming = prewarm(self.recipe.stability, system, gradient, self.terms.generator)
-            parts = {"prewarm": self.share.mean(warming)}
+        lr, parts = self._lr(step) * self.lr_share, {}
+        warming = step <= self.recipe.stability.prewarm
+        if warming:
+            gradient = without_task(gradient)
+            part = prewarm(self.recipe.stability, system, gradient, self.terms.generator)
+            parts = {"prewarm": self.share.mean(part)}
         else:
             parts = self.terms.contributions(system, gradient, step)
         direction = added(gradient.parameters, parts)
         norm = grouped_norm(direction)
         record: Record = {
             "step": step,
-            **_scalars(gradient, norm, numbers(parts, gradient.parameters)),
+            **_scalars(gradient, norm, bare_numbers(parts) if warming else numbers(parts, gradient.parameters)),
             **self.terms.weights(),
             "lr": lr,
         }
         if self.recipe.stability.gate is not None:
             record["nudge_skipped"] = int(skipped)
         broken = [name for name in ("loss", "gradient_norm") if not math.isfinite(record[name])]
-        if broken or not self.stepper.apply(direction, norm, lr):
+        still = warming and not norm > 0  # nothing to contract: not even weight decay then
+        if broken or not (still or self.stepper.apply(direction, norm, lr)):
             self.generator.set_state(drawn_from)
             self.terms.restore(terms_before)
             named = "a weight" if not broken else "the loss" if "loss" in broken else "the gradient"
             raise NonFinite(self._sentence(named, record))
         self.step = step
+        if step == self.recipe.stability.prewarm:
+            self.stepper.forget()  # moments of another gradient
         switched = self.task.observe(record)
         if switched is not None:
             record["switch"] = switched
         self.fuse.observe(record)
         record["seconds"] = round(time.perf_counter() - began, 4)
         return record
+
+    def _draw(self) -> tuple[Tensor, Tensor]:
+        """Return the next batch."""
+        tokens, targets = self.corpus.batch(self.recipe.run.batch, self.recipe.block["tokens"], self.generator)
+        return self.block.examples(tokens, targets, self.generator)
+
+    def _lr(self, step: int) -> float:
+        """Return the learning rate of an update; the schedule begins after the pre-warm."""
+        first = self.recipe.stability.prewarm
+        if step <= first:
+            return self.recipe.stability.prewarm_lr
+        return self.recipe.optimizer.lr_at(step - first, self.recipe.run.steps - first)
+
+    def skip(self) -> str | None:
+        """Count an update that could not be applied, its batch spent; return a sentence if the estimator changes."""
+        self._draw()
+        self.step += 1
+        return self.task.advance(self.step)
+
+    def roll_back(self, checkpoint: Checkpoint, weights: dict[str, Tensor]) -> None:
+        """Go on from the weights, moments and controllers of an earlier :meth:`checkpoint`.
+
+        The count of updates, the batches and random draws to come, the estimator, the factors of the guard and the
+        best loss stay as they are.
+
+        Raises:
+            DyneqError: If the checkpoint holds no training state.
+        """
+        self._require_state(checkpoint)
+        self.block.load_state_dict(weights)
+        self.stepper.restore(checkpoint.training)
+        now = self.terms.state()
+        then = checkpoint.training["training"]["terms"]
+        self.terms.restore({**then, "generator": now["generator"], "boost": now["boost"]})
+        self.fuse.count = 0
+        self.task.interrupt()
 
     def _sentence(self, what: str, record: Record) -> str:
         step, residual, norm = record["step"], record["force_residual_max"], record["gradient_norm"]
@@ -174,6 +216,7 @@ class Trainer:
                 "fuse": self.fuse.count,
                 "lr_share": self.lr_share,
                 "best": self.best,
+                **({} if self.guard is None else {"guard": self.guard.state()}),
             },
         }
         return Checkpoint(
@@ -200,7 +243,13 @@ class Trainer:
         self.terms.restore(memory["terms"])
         self.task.restore(memory["task"])
         self.fuse.count, self.lr_share, self.best = memory["fuse"], memory["lr_share"], memory["best"]
+        if self.guard is not None:
+            self.guard.restore(memory["guard"])
         self.step, self.metrics = checkpoint.step, dict(checkpoint.metrics)
+
+    def _require_state(self, checkpoint: Checkpoint) -> None:
+        if not {"optimizer", "rng", "training"} <= checkpoint.training.keys():
+            raise DyneqError(f"{checkpoint.path} holds no optimiser state, so no run can continue from it")
 
 
 def _scalars(gradient: Gradient, norm: Tensor, values: dict[str, Tensor]) -> Record:

@@ -1,0 +1,97 @@
+"""What the guard makes of a look: calm, a warning, or a run that is broken already."""
+
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dyneq.train.guard_look import REST, Look
+from dyneq.train.guard_trend import Forecast, forecast
+from dyneq.train.sections import GuardSection
+
+#: Force residual after the deep relaxation at which it counts as no longer settling, for the forecast of its trend.
+LATE = 1e-2
+#: Force residual of training batches at which the relaxation is too short for the weights: what controllers steer to.
+LATE_T1 = 2e-2
+#: Growth of that residual since the last stable look, which counts as no smaller than REST, that is a strong one.
+GROWN = 100.0
+#: Share of the samples that must not settle for a run to be broken; fewer are a warning.
+LOST = 0.5
+
+
+class Mood(enum.StrEnum):
+    """How a run stands."""
+
+    CALM = "calm"
+    """Nothing is foreseen within the horizon."""
+    WARNING = "warning"
+    """A multiplier will be at 1 within the horizon, is there, or a sample does not settle."""
+    BROKEN = "broken"
+    """The fixed points are lost, or the validation loss is."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a run stands, and why.
+
+    Attributes:
+        mood: How.
+        why: The reason with its numbers, to go on after "because"; empty when calm.
+        multiplier: When the leading multiplier will be at 1.
+        residual: When the deep force residual will be at :data:`LATE`.
+        t1: When the force residual of training batches will be at :data:`LATE_T1`.
+        soon: Whether it is there already, or will be before the next look.
+    """
+
+    mood: Mood
+    why: str
+    multiplier: Forecast
+    residual: Forecast
+    t1: Forecast
+    soon: bool = False
+
+
+def judge(
+    section: GuardSection, looks: Sequence[Look], stable: Look | None, loss: float | None, best: float
+) -> Verdict:
+    """Return how a run stands.
+
+    Args:
+        section: The guard of the recipe.
+        looks: Those the trend is fitted to, the last one is now.
+        stable: The last stable one; None if there was none yet.
+        loss: The validation loss, if it was just measured.
+        best: The lowest there was.
+    """
+    now, at = looks[-1], [float(look.at) for look in looks]
+    multiplier = forecast(at, [look.modulus for look in looks], 1.0)
+    # residuals grow by factors, so their logarithms are what a line fits; at rest there is no trend to be told
+    heights = [math.log10(max(look.residual, REST)) for look in looks]
+    residual = forecast(at, heights, math.log10(LATE)) if now.residual > REST else Forecast(math.inf)
+    late = forecast(at, [math.log10(look.t1) if look.t1 > 0 else math.nan for look in looks], math.log10(LATE_T1))
+
+    def verdict(mood: Mood, why: str, soon: bool = False) -> Verdict:
+        return Verdict(mood, why, multiplier, residual, late, soon)
+
+    if loss is not None and not loss <= best + section.blow_up:
+        why = f"the validation loss is {loss:.3f}, more than {section.blow_up:g} above its best, {best:.3f} ({now})"
+        return verdict(Mood.BROKEN, why, soon=True)
+    crossed, grown = not now.modulus < 1, now.residual >= GROWN * max(REST, 0.0 if stable is None else stable.residual)
+    if stable is not None and now.restless >= LOST * now.samples and (crossed or grown):
+        then = f"at the last stable look the multiplier was {stable.modulus:.4f}, the residual {stable.residual:.1e}"
+        return verdict(Mood.BROKEN, f"the relaxation no longer settles: {now}; {then}", soon=True)
+    if crossed or now.restless:
+        return verdict(Mood.WARNING, str(now), soon=True)
+    coming = [
+        (told.updates, f"the {what} will be at {bound:g} {told}")
+        for what, bound, told in (
+            ("leading multiplier", 1, multiplier),
+            ("force residual after the deep relaxation", LATE, residual),
+            ("force residual in training", LATE_T1, late),
+        )
+        if told.updates is not None and told.updates <= section.horizon and told.rises
+    ]
+    if not coming:
+        return verdict(Mood.CALM, "")
+    why = f"{' and '.join(sentence for _, sentence in coming)} ({now})"
+    return verdict(Mood.WARNING, why, soon=min(updates for updates, _ in coming) <= section.every)

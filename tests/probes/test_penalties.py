@@ -85,7 +85,7 @@ def test_the_total_form_is_the_derivative_at_the_resolved_root():
     system = build(samples=2)
     penalty = registry.parse("spectral:further=0,bound=0.5,form=total,tol=1e-13")
     z = find_root(system).z.detach()
-    assert float(residuals(system, z).force.max()) < 1e-13
+    assert float(residuals(system, z).force.detach().max()) < 1e-13
     total = flat(bare_gradient(penalty, system, z, seeded()).parameters)
     frozen = flat(bare_gradient(registry.parse("spectral:further=0,bound=0.5"), system, z, seeded()).parameters)
     parameters, direction = direction_of(system)
@@ -93,7 +93,7 @@ def test_the_total_form_is_the_derivative_at_the_resolved_root():
     def value():
         moved = system.block.bind(system.tokens, system.targets, eps=system.eps)
         root = find_root(moved).z
-        assert float(residuals(moved, root).force.max()) < 1e-13
+        assert float(residuals(moved, root).force.detach().max()) < 1e-13
         return float(penalty.measure(moved, root, seeded()).value.detach().mean())
 
     along = torch.cat([d.flatten() for d in direction])
@@ -251,3 +251,52 @@ def test_hinges_pass_no_gradient_where_they_rest():
 def test_bad_specs_are_sentences(spec, words):
     with pytest.raises(UsageError, match=words):
         registry.parse(spec)
+
+
+def test_what_is_held_is_the_rayleigh_quotient_of_the_present_weights():
+    system = build(samples=2)
+    penalty = registry.parse("spectral:further=30,bound=0.5,refresh=3")
+    z = relax(system, 20).z.detach()
+    parameters, direction = direction_of(system)
+
+    def applied(by):
+        return float(by.apply(system, z, seeded()).value.detach().mean())
+
+    first = applied(penalty)
+    assert first == pytest.approx(float(penalty.measure(system, z, seeded()).value.detach().mean()), rel=1e-13)
+    errors = []
+    for h in (1e-2, 5e-3):
+        with torch.no_grad():
+            for p, d in zip(parameters, direction, strict=True):
+                p.add_(d, alpha=h)
+        moved = system.block.bind(system.tokens, system.targets, eps=system.eps)
+        penalty._held.age = 0
+        held = applied(penalty)
+        exact = registry.parse("spectral:further=0,bound=0.5").measure(moved, penalty._held.z, seeded())
+        errors.append(abs(held - float(exact.value.detach().mean())))
+        with torch.no_grad():
+            for p, d in zip(parameters, direction, strict=True):
+                p.sub_(d, alpha=h)
+    assert errors[0] > 1e-9
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.4)  # of second order in the change of weights
+
+
+def test_what_is_held_serves_its_time_and_survives_a_resume():
+    system, other = build(samples=2), build(samples=2)
+    penalty = registry.parse("spectral:further=5,bound=0.5,refresh=3")
+    z = relax(system, 20).z.detach()
+    taken = []
+    for _ in range(5):
+        penalty.apply(system, z, seeded())
+        taken.append(penalty._held)
+    assert taken[0] is taken[2]
+    assert taken[3] is not taken[2]
+    copy = registry.parse("spectral:further=5,bound=0.5,refresh=3")
+    copy.restore(penalty.state())
+    assert copy.state().keys() == penalty.state().keys()
+    again = copy.apply(other, 2 * z, seeded()).value
+    assert torch.equal(again, penalty.apply(system, z, seeded()).value)
+    assert copy._held.age == 3
+    copy.apply(other, 2 * z, seeded())
+    assert copy._held.age == 1  # taken anew
+    assert torch.equal(copy._held.z, relax(other, 5, start=2 * z).z)

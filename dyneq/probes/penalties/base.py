@@ -25,6 +25,9 @@ class PenaltyParams(BaseModel):
     samples: int | None = Field(
         None, gt=0, description="samples of the batch it is taken over, drawn anew; all if None"
     )
+    pick: Literal["random", "worst"] = Field(
+        "random", description="which samples: drawn anew, or those with the largest force residuals"
+    )
     every: int = Field(1, gt=0, description="updates from one application to the next")
     start: int = Field(0, ge=0, description="updates before the first application")
     ramp: int = Field(0, ge=0, description="updates over which its weight then rises linearly")
@@ -88,6 +91,13 @@ class Penalty(ABC):
         Raises:
             DyneqError: If the system has not what the penalty needs.
         """
+
+    def apply(self, system: System, z: Tensor, generator: torch.Generator) -> Measured:
+        """Return the term in the course of a training, where a penalty may reuse what it found in earlier updates.
+
+        By default it is measured afresh; arguments and errors as for :meth:`measure`.
+        """
+        return self.measure(system, z, generator)
 
     @property
     def weight(self) -> float:

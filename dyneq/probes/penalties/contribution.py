@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dyneq.dynamics.residuals import residuals
 from dyneq.errors import DyneqError
 from dyneq.gradients.base import Grouped, ParameterList
 from dyneq.probes.penalties.base import Penalty
@@ -59,14 +60,26 @@ def contribution(
     Raises:
         DyneqError: If the system has not what the penalty needs, or its force cannot be differentiated as often.
     """
-    count, samples = len(z), penalty.params.samples
-    if samples is not None and samples < count:
-        index = torch.randperm(count, generator=generator)[:samples].sort().values.to(z.device)
+    index = _sub_batch(penalty, system, z, generator)
+    if index is not None:
         system, z = system.select(index), z[index]
-    bare = bare_gradient(penalty, system, z, generator)
+    bare = bare_gradient(penalty, system, z, generator, training=True)
     scaled = task_scaled(bare, task_norm) if penalty.params.scale == "task" else bare.parameters
     weight = penalty.weight * share
     return Contribution(bare.value, bare.measure, times(scaled, weight))
+
+
+def _sub_batch(penalty: Penalty, system: System, z: Tensor, generator: torch.Generator) -> Tensor | None:
+    """Return the samples a penalty is taken over, None for all."""
+    count, samples = len(z), penalty.params.samples
+    if samples is None or samples >= count:
+        return None
+    if penalty.params.pick == "random":
+        return torch.randperm(count, generator=generator)[:samples].sort().values.to(z.device)
+    with torch.no_grad():
+        force = residuals(system, z).force
+    # what is not finite is the worst there is
+    return torch.where(force.isnan(), torch.inf, force).topk(samples).indices.sort().values
 
 
 def task_scaled(bare: "Bare", task_norm: Tensor) -> Grouped:
@@ -82,7 +95,9 @@ def task_scaled(bare: "Bare", task_norm: Tensor) -> Grouped:
     )
 
 
-def bare_gradient(penalty: Penalty, system: System, z: Tensor, generator: torch.Generator) -> "Bare":
+def bare_gradient(
+    penalty: Penalty, system: System, z: Tensor, generator: torch.Generator, training: bool = False
+) -> "Bare":
     """Return an unscaled penalty with its gradient; parameters it does not depend on have the gradient 0.
 
     Args:
@@ -90,13 +105,14 @@ def bare_gradient(penalty: Penalty, system: System, z: Tensor, generator: torch.
         system: The system, bound while gradients were enabled.
         z: State ``[sample, ...]``.
         generator: Draws random vectors.
+        training: Whether it is applied in the course of a training, see :meth:`Penalty.apply`.
 
     Raises:
         DyneqError: If the system has not what the penalty needs, or its force cannot be differentiated as often.
     """
     parameters, groups = ParameterList(system), system.parameter_groups()
     try:
-        found = penalty.measure(system, z.detach(), generator)
+        found = (penalty.apply if training else penalty.measure)(system, z.detach(), generator)
         value = found.value.mean()
         gradients: tuple[Tensor | None, ...] = (None,) * len(parameters.tensors)
         if value.requires_grad:

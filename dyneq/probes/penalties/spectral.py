@@ -1,6 +1,7 @@
 """``spectral``: a hinge on the leading multipliers of the relaxation map, measured at a deeply relaxed state."""
 
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -8,8 +9,9 @@ from torch import Tensor
 
 from dyneq.dynamics.relax import relax
 from dyneq.gradients.adjoint import SINGLE_TOLERANCE, solve_adjoint
-from dyneq.probes.leading import leading_modes, leading_moduli
+from dyneq.probes.leading import LeadingModes, leading_modes, leading_moduli
 from dyneq.probes.penalties.base import Measured, Penalty, PenaltyParams, hinge
+from dyneq.systems.block import BoundBlock
 from dyneq.systems.protocol import System
 
 
@@ -17,8 +19,15 @@ class SpectralParams(PenaltyParams):
     """Options of spectral."""
 
     weight: float = Field(1.0, gt=0, description="factor of the term; with scale=task, its share of the task gradient")
-    samples: int | None = Field(4, gt=0, description="samples of the batch it is taken over, drawn anew; all if None")
-    every: int = Field(10, gt=0, description="updates from one application to the next")
+    samples: int | None = Field(4, gt=0, description="samples of the batch it is taken over; all if None")
+    pick: Literal["random", "worst"] = Field(
+        "worst", description="which: drawn anew, or those with the largest force residuals"
+    )
+    refresh: int = Field(
+        20,
+        gt=0,
+        description="updates for which samples, state and vectors are held; weights are always the present ones",
+    )
     further: int = Field(340, ge=0, description="relaxation steps beyond the state of the gradient")
     bound: float = Field(0.995, gt=0, description="modulus above which a multiplier is penalised")
     form: Literal["frozen", "total"] = Field(
@@ -28,9 +37,32 @@ class SpectralParams(PenaltyParams):
     products: int = Field(1000, gt=0, description="most products it may take")
 
 
+@dataclass
+class _Held:
+    """What is held between refreshes.
+
+    Attributes:
+        system: The samples' system.
+        z: Their state, deeply relaxed when it was taken.
+        modes: Its leading modes then.
+        rows: Which of the samples that were given they are.
+        a: Adjoint of the term by the state, for the total form; None without.
+        age: Updates it has served.
+    """
+
+    system: System
+    z: Tensor
+    modes: LeadingModes
+    rows: Tensor
+    a: Tensor | None = None
+    age: int = 0
+
+
 class Spectral(Penalty):
     """Sum over token blocks of max(0, abs(lambda) - bound), lambda the leading multiplier of each block.
 
+    In training, samples, state and vectors are held for ``refresh`` updates: in between, lambda is the two-sided
+    Rayleigh quotient w^H M v / w^H v of the present weights, whose error is of second order in what they have changed.
     Blocks whose pair or left vector did not converge, and samples whose state is not finite, add nothing. The total
     form is the derivative of the root's own multipliers only where the state is a root.
     """
@@ -41,35 +73,123 @@ class Spectral(Penalty):
     what = "hinge on the leading multipliers"
     units = "1"
 
+    def __init__(self, params: SpectralParams | None = None) -> None:
+        super().__init__(params)
+        self._held: _Held | None = None
+        self._stored: dict[str, Any] | None = None
+
     def measure(self, system: System, z: Tensor, generator: torch.Generator) -> Measured:
         """Return the term; its measure is the spectral radius the probe ``spectrum`` reports at this depth.
 
         Raises:
             DyneqError: If the adjoint solve of the total form meets products that are not finite.
         """
-        params = self.params
-        deep = relax(system, params.further, start=z).z
-        finite = torch.isfinite(deep).flatten(1).all(1)
-        value, measure = deep.new_zeros(len(deep)), deep.new_full((len(deep),), torch.nan)
-        if not finite.any():
-            return Measured(value, measure, value.new_zeros(()))
-        rows = finite.nonzero().flatten()
-        part, deep = (system, deep) if bool(finite.all()) else (system.select(rows), deep[rows])
-        modes = leading_modes(part, deep, generator)
-        usable = torch.from_numpy(modes.usable).to(deep.device)
+        held = self._take(system, z, generator)
+        if held is None:  # no sample is finite
+            zero = z.new_zeros(len(z))
+            return Measured(zero, torch.full_like(zero, torch.nan), zero.sum())
+        found = self._of(held, len(z))
+        if len(found.measure) == len(z):
+            return found
+        measure = torch.full_like(z.flatten(1)[:, 0], torch.nan)
+        measure[held.rows] = found.measure
+        return replace(found, measure=measure)
+
+    def apply(self, system: System, z: Tensor, generator: torch.Generator) -> Measured:
+        """Return the term with what is held, which is taken anew when it has served its time.
+
+        Raises:
+            DyneqError: If the adjoint solve of the total form meets products that are not finite.
+        """
+        if self._stored is not None and isinstance(system, BoundBlock):
+            self._held, self._stored = _unpacked(self._stored, system), None
+        if self._held is None or self._held.age >= self.params.refresh or not isinstance(system, BoundBlock):
+            self._held = self._take(system, z, generator)
+            if self._held is None:
+                return self.measure(system, z, generator)
+        held = self._held
+        held.age += 1
+        # bound anew, because the embedding depends on the weights as they are now
+        everything = torch.arange(len(held.z), device=held.z.device)
+        return self._of(replace(held, system=held.system.select(everything)), len(held.z))
+
+    def _take(self, system: System, z: Tensor, generator: torch.Generator) -> _Held | None:
+        """Relax further and take the modes of the samples that are finite there; None if none is."""
+        deep = relax(system, self.params.further, start=z).z
+        rows = torch.isfinite(deep).flatten(1).all(1).nonzero().flatten()
+        if len(rows) == 0:
+            return None
+        if len(rows) < len(deep):
+            system, deep = system.select(rows), deep[rows]
+        held = _Held(system, deep.detach(), leading_modes(system, deep, generator), rows)
+        if self.params.form == "total":
+            held.a = self._adjoint(held)
+        return held
+
+    def _excess(self, held: _Held, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the hinges summed over blocks ``[sample]`` and the moduli ``[sample, token]``."""
+        usable = torch.from_numpy(held.modes.usable).to(z.device)
+        moduli = leading_moduli(held.system, z, held.modes)
+        known = torch.where(usable, moduli, torch.full_like(moduli, -torch.inf).detach())
+        return hinge(known - self.params.bound).sum(1), known.detach()
+
+    def _adjoint(self, held: _Held) -> Tensor | None:
+        """Return the solution a of J^T a = -d(term)/dz at the held state; None where the term is 0."""
         with torch.enable_grad():
-            at = deep.detach().requires_grad_(params.form == "total")
-            moduli = leading_moduli(part, at, modes)
-            excess = hinge(torch.where(usable, moduli, torch.zeros_like(moduli)) - params.bound).sum(1)
-            if params.form == "total" and bool((excess > 0).any()):
-                (pull,) = torch.autograd.grad(excess.sum(), at, retain_graph=True)
-                single = deep.dtype != torch.float64
-                tol = max(params.tol, SINGLE_TOLERANCE) if single else params.tol
-                a, _ = solve_adjoint(part.linearize(deep)[1], pull, tol, params.products)
+            at = held.z.detach().requires_grad_()
+            excess, _ = self._excess(held, at)
+            if not bool((excess > 0).any()):
+                return None
+            (pull,) = torch.autograd.grad(excess.sum(), at)
+        tol = self.params.tol if at.dtype == torch.float64 else max(self.params.tol, SINGLE_TOLERANCE)
+        return solve_adjoint(held.system.linearize(held.z)[1], pull, tol, self.params.products)[0]
+
+    def _of(self, held: _Held, samples: int) -> Measured:
+        """Return the term of what is held, as of ``samples`` samples: those left out count as 0."""
+        with torch.enable_grad():
+            value, moduli = self._excess(held, held.z.detach())
+            if held.a is not None:
                 # <a, F> has the derivative that the root's motion adds; its own value is no part of the term
-                moved = (a * part.force(deep)).flatten(1).sum(1)
-                excess = excess + moved - moved.detach()
-            value = value.index_put((rows,), excess)
-        measure[rows] = torch.where(usable, moduli.detach(), torch.nan).nan_to_num(nan=-torch.inf).amax(1)
-        measure = torch.where(measure.isinf(), torch.nan, measure)
-        return Measured(value, measure, (value.detach() > 0).to(value.dtype).mean())
+                moved = (held.a * held.system.force(held.z)).flatten(1).sum(1)
+                value = value + moved - moved.detach()
+            value = value * (len(held.z) / samples)
+        measure = moduli.amax(1)
+        active = (value.detach() > 0).to(value.dtype).mean()
+        return Measured(value, torch.where(measure.isinf(), torch.nan, measure), active)
+
+    def state(self) -> dict[str, Any]:
+        """Return what is held."""
+        return {"held": self._stored if self._held is None else _packed(self._held)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue with it."""
+        self._held, self._stored = None, state["held"]
+
+
+def _packed(held: _Held) -> dict[str, Any] | None:
+    """Return plain values and tensors; None for a system that cannot be bound again."""
+    system, modes = held.system, held.modes
+    if not isinstance(system, BoundBlock):
+        return None
+    return {
+        "tokens": system.tokens,
+        "targets": system.targets,
+        "z": held.z,
+        "rows": held.rows,
+        "a": held.a,
+        "age": held.age,
+        "right": modes.right,
+        "left": modes.left,
+        "overlap": modes.overlap,
+        **{name: torch.from_numpy(getattr(modes, name)) for name in _ARRAYS},
+    }
+
+
+_ARRAYS = ("multiplier", "residual", "condition", "usable")
+
+
+def _unpacked(stored: dict[str, Any], like: BoundBlock) -> _Held:
+    system = like.block.bind(stored["tokens"], stored["targets"], eps=like.eps)
+    arrays = {name: stored[name].numpy() for name in _ARRAYS}
+    modes = LeadingModes(right=stored["right"], left=stored["left"], overlap=stored["overlap"], **arrays)
+    return _Held(system, stored["z"], modes, stored["rows"], stored["a"], stored["age"])

@@ -3,10 +3,12 @@
 import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from dyneq.settings import Settings
 
 
-class Section(BaseModel):
+class Section(Settings):
     """Base of the sections: unknown settings are errors, and nothing changes once it is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
+from dyneq.settings import Settings
 from dyneq.systems.protocol import System
 
 
-class PenaltyParams(BaseModel):
+class PenaltyParams(Settings):
     """What every penalty can be told; unknown options are errors, and they never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -127,6 +127,10 @@ class RunSection(Section):
     seed: int = Field(0, ge=0, description="seed of the weights and of the batches")
     relaxation: int = Field(60, gt=0, description="steps T1 of the relaxation, in training and in evaluation")
     evaluate_every: int = Field(50, gt=0, description="updates between evaluations on the pinned batch")
+    deep: int | None = Field(
+        None, gt=0, description="relaxation steps after which an evaluation counts what has not settled; none if None"
+    )
+    deep_samples: int = Field(16, gt=0, description="pinned samples that are relaxed so deeply")
     save_every: int = Field(25, gt=0, description="updates between saves of the state that --resume continues from")
     snapshots: tuple[int, ...] = Field((), description="updates after which a snapshot is kept")
     snapshot_every: int | None = Field(None, gt=0, description="further snapshots, every so many updates")

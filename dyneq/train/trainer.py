@@ -28,6 +28,10 @@ from dyneq.train.task import Task, without_task
 from dyneq.train.terms import Terms, added, numbers
 
 
+#: Force residual up to which a sample counts as settled in a deep evaluation.
+SETTLED = 1e-3
+
+
 class NonFinite(DyneqError):
     """A loss, gradient or weight stopped being finite; the update was not applied."""
 
@@ -188,7 +192,9 @@ class Trainer:
 
         Returns:
             ``validation_loss`` (nats per token), ``validation_force_residual`` (median over samples) and its ``_max``;
-            and ``validation_loss_per_character`` where a token is no character and every token is predicted.
+            and ``validation_loss_per_character`` where a token is no character and every token is predicted. With
+            ``run.deep``, also ``validation_unsettled``, the share of its first ``run.deep_samples`` samples whose force
+            residual is still above :data:`SETTLED` after so many steps, and ``validation_deep_residual``, their median.
         """
         batch, block = self.evaluation, self.stepper.average or self.block
         with torch.no_grad():
@@ -196,7 +202,18 @@ class Trainer:
             relaxed = relax(system, self.recipe.run.relaxation)
             loss, residual = system.loss(relaxed.z).mean(), relaxed.residuals.force
             found = torch.stack([loss, residual.median(), residual.max()]).tolist()
-        names = ("validation_loss", "validation_force_residual", "validation_force_residual_max")
+            if self.recipe.run.deep is not None:
+                first = torch.arange(min(self.recipe.run.deep_samples, len(relaxed.z)), device=self.device)
+                further = max(0, self.recipe.run.deep - self.recipe.run.relaxation)
+                late = relax(system.select(first), further, start=relaxed.z[first]).residuals.force
+                found += [float((~(late <= SETTLED)).float().mean()), float(late.median())]
+        names = (
+            "validation_loss",
+            "validation_force_residual",
+            "validation_force_residual_max",
+            "validation_unsettled",
+            "validation_deep_residual",
+        )[: len(found)]
         self.metrics = parallel.agreed(dict(zip(names, found, strict=True)))
         if self._tokens_per_character is not None:
             self.metrics["validation_loss_per_character"] = self.metrics["validation_loss"] * self._tokens_per_character

@@ -27,7 +27,6 @@ from dyneq.train.stepper import Stepper
 from dyneq.train.task import Task, without_task
 from dyneq.train.terms import Terms, added, numbers
 
-
 #: Force residual up to which a sample counts as settled in a deep evaluation.
 SETTLED = 1e-3
 

@@ -110,7 +110,7 @@ def _doubts(ds: xr.Dataset) -> list[Finding]:
     """Return what makes numbers of the table less than they seem."""
     found = []
     if "samples_without_loss" in ds and (lost := np.nansum(ds["samples_without_loss"].values)):
-        at = ds["step"].values[np.nan_to_num(ds["samples_without_loss"].values) > 0]
+        at = ds["step"].values[ds["samples_without_loss"].values > 0]
         text = (
             f"{lost:.0f} losses are not finite, at the steps {', '.join(map(str, at[:6]))}: the mean there is over the "
             "other samples; comparisons use the samples that are finite everywhere"

@@ -13,7 +13,7 @@ from dyneq.errors import UsageError
 from dyneq.systems.block import EquilibriumBlock
 from dyneq.train import parallel
 from dyneq.train.guard_look import Look, take_look
-from dyneq.train.guard_rules import Mood, Verdict, judge
+from dyneq.train.guard_rules import NEAR, Mood, Verdict, judge
 from dyneq.train.guard_trend import FEWEST
 from dyneq.train.log import Record
 from dyneq.train.sections import GuardSection
@@ -28,8 +28,6 @@ PATIENCE = 2
 ALARM = 3.0
 #: Least updates between two looks.
 APART = 5
-#: Leading multiplier below which every other look is left out while nothing is foreseen.
-NEAR = 0.95
 
 LOWERED, BOOSTED, ROLLED_BACK, TAKEN_BACK = "lowered", "boosted", "rolled_back", "taken_back"
 
@@ -82,7 +80,7 @@ class Guard:
         self._undoable: list[str] = []
         self._residuals: list[float] = []  # of the last updates, for the alarm
         self._since: list[float] = []  # since the last look, for the trend
-        self._uneasy = True
+        self._uneasy, self._exhausted = True, False
         self._generator = torch.Generator().manual_seed(0)
 
     def begin(self, trainer: "Trainer", shelf: Shelf) -> Record:
@@ -169,7 +167,7 @@ class Guard:
         began, section = time.perf_counter(), self.section
         batch = trainer.evaluation.first(section.samples)
         system = trainer.block.bind(batch.tokens.to(trainer.device), batch.targets.to(trainer.device))
-        t1 = float(np.median(self._since)) if self._since else math.nan
+        t1 = float(np.median(self._since)) if self._since else None
         taken = take_look(system, section.depth, self._generator, trainer.step - self._undone, t1)
         look = Look.of(parallel.agreed(taken.to_plain()))
         self._looked, self._since = trainer.step, []
@@ -206,7 +204,10 @@ class Guard:
         if verdict.soon or not done:
             done += self._slow_down(trainer)
         self._acted = step
+        told, self._exhausted = self._exhausted, not done
         if not done:
+            if told:
+                return None  # said once, until it can act again
             return (
                 f"the guard has nothing left to do (learning rate and penalties at their bounds), though {verdict.why}"
             )
@@ -299,7 +300,7 @@ class Guard:
             "best": self._best,
             "times": [self._undone, self._calm_from, self._acted, self._looked],
             "undoable": list(self._undoable),
-            "uneasy": self._uneasy,
+            "flags": [self._uneasy, self._exhausted],
             "residuals": [list(self._residuals), list(self._since)],
             "generator": self._generator.get_state(),
         }
@@ -311,6 +312,7 @@ class Guard:
         self.stable_step, self.counts, self.ended = state["stable_step"], dict(state["counts"]), state["ended"]
         self._best = state["best"]
         self._undone, self._calm_from, self._acted, self._looked = state["times"]
-        self._undoable, self._uneasy = list(state["undoable"]), state["uneasy"]
+        self._undoable = list(state["undoable"])
+        self._uneasy, self._exhausted = state["flags"]
         self._residuals, self._since = (list(part) for part in state["residuals"])
         self._generator.set_state(state["generator"])

@@ -36,8 +36,8 @@ class Look:
         restless: Samples neither at rest nor falling.
         samples: Samples looked at.
         depth: Relaxation steps taken.
-        t1: Force residual that training batches reached since the look before, the median of their medians; NaN if
-            there were none.
+        t1: Force residual that training batches reached since the look before, the median of their medians; None
+            if there were none.
     """
 
     at: int
@@ -46,7 +46,7 @@ class Look:
     restless: int
     samples: int
     depth: int
-    t1: float = math.nan
+    t1: float | None = None
 
     @property
     def stable(self) -> bool:
@@ -64,14 +64,15 @@ class Look:
 
     def __str__(self) -> str:
         settles = "all settle" if not self.restless else f"{self.restless} of {self.samples} samples do not settle"
+        training = "" if self.t1 is None else f"{self.t1:.1e} in training and "
         return (
-            f"leading multiplier {self.modulus:.4f}, force residual {self.t1:.1e} in training and {self.residual:.1e} "
-            f"after {self.depth} steps, {settles}"
+            f"leading multiplier {self.modulus:.4f}, force residual {training}{self.residual:.1e} after {self.depth} "
+            f"steps, {settles}"
         )
 
 
 @torch.no_grad()
-def take_look(system: System, depth: int, generator: torch.Generator, at: int = 0, t1: float = math.nan) -> Look:
+def take_look(system: System, depth: int, generator: torch.Generator, at: int = 0, t1: float | None = None) -> Look:
     """Look at a system.
 
     The relaxation starts at z_0 and ends before ``depth`` where every sample is at a force residual of :data:`DEEP`.

@@ -9,6 +9,8 @@ from dyneq.train.guard_look import REST, Look
 from dyneq.train.guard_trend import Forecast, forecast
 from dyneq.train.sections import GuardSection
 
+#: Leading multiplier from which its trend counts: early growth, as in warm-up, ends below it by itself.
+NEAR = 0.95
 #: Force residual after the deep relaxation at which it counts as no longer settling, for the forecast of its trend.
 LATE = 1e-2
 #: Force residual of training batches at which the relaxation is too short for the weights: what controllers steer to.
@@ -68,7 +70,8 @@ def judge(
     # residuals grow by factors, so their logarithms are what a line fits; at rest there is no trend to be told
     heights = [math.log10(max(look.residual, REST)) for look in looks]
     residual = forecast(at, heights, math.log10(LATE)) if now.residual > REST else Forecast(math.inf)
-    late = forecast(at, [math.log10(look.t1) if look.t1 > 0 else math.nan for look in looks], math.log10(LATE_T1))
+    lengths = [math.log10(look.t1) if look.t1 is not None and look.t1 > 0 else math.nan for look in looks]
+    late = forecast(at, lengths, math.log10(LATE_T1))
 
     def verdict(mood: Mood, why: str, soon: bool = False) -> Verdict:
         return Verdict(mood, why, multiplier, residual, late, soon)
@@ -82,16 +85,22 @@ def judge(
         return verdict(Mood.BROKEN, f"the relaxation no longer settles: {now}; {then}", soon=True)
     if crossed or now.restless:
         return verdict(Mood.WARNING, str(now), soon=True)
+    watched = [
+        ("force residual after the deep relaxation", LATE, residual),
+        ("force residual in training", LATE_T1, late),
+    ]
+    if now.modulus >= NEAR:
+        watched.insert(0, ("leading multiplier", 1, multiplier))
     coming = [
-        (told.updates, f"the {what} will be at {bound:g} {told}")
-        for what, bound, told in (
-            ("leading multiplier", 1, multiplier),
-            ("force residual after the deep relaxation", LATE, residual),
-            ("force residual in training", LATE_T1, late),
-        )
+        (told.updates, f"the {what} {_coming(told, bound)}")
+        for what, bound, told in watched
         if told.updates is not None and told.updates <= section.horizon and told.rises
     ]
     if not coming:
         return verdict(Mood.CALM, "")
     why = f"{' and '.join(sentence for _, sentence in coming)} ({now})"
     return verdict(Mood.WARNING, why, soon=min(updates for updates, _ in coming) <= section.every)
+
+
+def _coming(told: Forecast, bound: float) -> str:
+    return f"is above {bound:g} and rises" if told.latest == 0 else f"will be at {bound:g} {told}"

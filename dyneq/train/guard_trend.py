@@ -56,8 +56,9 @@ def forecast(at: Sequence[float], values: Sequence[float], level: float) -> Fore
     """Return when a quantity will cross a level, from the line of Theil and Sen through what was seen of it.
 
     The slope is the median over all pairs of looks, its band that of Sen (J. Am. Stat. Assoc. 63, 1968), by Kendall's
-    tau; all lines go through the medians of times and values. Where the band holds slopes of both signs, or fewer than
-    :data:`FEWEST` values are finite, whether it rises is not known, and neither is when it crosses.
+    tau; its height is the median too, at the median time, through which the lines of the band go. Where the band holds
+    slopes of both signs, or fewer than :data:`FEWEST` values are finite, whether it rises is not known, and neither is
+    when it crosses.
 
     Args:
         at: Times of the looks, in updates, rising.
@@ -81,7 +82,8 @@ def forecast(at: Sequence[float], values: Sequence[float], level: float) -> Fore
         return Forecast(0.0, 0.0, 0.0, rises)
     if slope is None or low is None or high is None:
         return Forecast(None)
-    since, gap = float(x[-1] - np.median(x)), level - float(np.median(y))
+    middle = float(np.median(x))
+    since, gap = float(x[-1]) - middle, level - float(np.median(y - slope * (x - middle)))
     told, earliest, latest = (_crossing(s, gap, since) for s in (slope, high, low))
     return Forecast(None if rises is None else told, earliest, latest, rises)
 

@@ -1,0 +1,492 @@
+"""The guard: what it foresees, what it does and in which order, and that nothing of it is lost at a kill."""
+
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from run_contents import contents, plain
+from torch import Tensor
+
+from dyneq.dynamics.linearization import Linearization
+from dyneq.dynamics.relax import relax
+from dyneq.errors import UsageError
+from dyneq.probes.leading import leading_modes, leading_radii
+from dyneq.probes.penalties.base import Measured, Penalty, PenaltyParams
+from dyneq.systems.protocol import System
+from dyneq.train import guard as guarding
+from dyneq.train.data import corpus_of
+from dyneq.train.guard_look import Look, take_look
+from dyneq.train.log import Record, read_log
+from dyneq.train.loop import Ending, Hooks, resume, start
+from dyneq.train.moving import is_moving
+from dyneq.train.progress import Progress
+from dyneq.train.recipe import Recipe
+from dyneq.train.trainer import Trainer
+
+Tiny = Callable[..., Recipe]
+DRIVER = Path(__file__).with_name("kill_driver.py")
+#: A run of a few updates that is looked at in every one.
+CLOSE = {"enabled": True, "every": 1, "depth": 20, "samples": 2, "horizon": 3, "recover": 2}
+#: One that breaks: a learning rate that a block of 8 channels does not survive.
+WILD: dict[str, Any] = {
+    "optimizer": {"lr": 0.1},
+    "block": {"resinit": 0.3},
+    "guard": {"enabled": True, "every": 4, "depth": 60, "samples": 4, "recover": 8, "horizon": 8, "blow_up": 0.3},
+}
+
+
+def trainer_of(recipe: Recipe, **options: Any) -> Trainer:
+    return Trainer(recipe, corpus_of(recipe.data), **options)
+
+
+def seen(modulus: float, residual: float = 1e-6, restless: int = 0, t1: float = 1e-4) -> dict[str, float]:
+    return {"modulus": modulus, "residual": residual, "restless": restless, "t1": t1}
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[dict[str, float]]], None]:
+    """Lets the guard see what a test wants it to see, look by look; the last one from then on."""
+
+    def script(looks: list[dict[str, float]]) -> None:
+        coming: Iterator[dict[str, float]] = iter(looks)
+        last = looks[-1]
+
+        def take(system: System, depth: int, generator: torch.Generator, at: int, t1: float) -> Look:
+            told = next(coming, last)
+            return Look(at=at, samples=2, depth=depth, **told)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(guarding, "take_look", take)
+
+    return script
+
+
+def acts(folder: Path) -> dict[int, str]:
+    return {record["step"]: record["act"] for record in read_log(folder / "log.jsonl") if "act" in record}
+
+
+# what it sees
+
+
+def test_a_look_is_what_the_linearisation_says(tiny: Tiny) -> None:
+    trainer = trainer_of(tiny(run={"dtype": "float64"}, block={"resinit": 1.0}))
+    batch = trainer.evaluation.first(3)
+    with torch.no_grad():
+        system = trainer.block.bind(batch.tokens, batch.targets)
+        z = system.initial_state()
+        for _ in range(40):
+            z = z + system.eps * system.force(z)
+        force = system.force(z)
+    look = take_look(system, 40, torch.Generator(), 7, 0.5)
+    jacobian = Linearization(system, z).whole.to_dense()
+    # the spectrum of the whole sample is that of its token blocks; a few digits are lost to its condition
+    largest = np.abs(1 + system.eps * np.linalg.eigvals(jacobian.numpy())).max()
+    assert look.modulus == pytest.approx(largest, rel=1e-6)
+    worst = max(float(f.norm() / s.norm()) for f, s in zip(force, z, strict=True))
+    assert look.residual == pytest.approx(worst, rel=1e-10)
+    assert (look.at, look.t1, look.depth, look.samples) == (7, 0.5, 40, 3)
+
+
+def test_radii_are_those_of_the_leading_modes(tiny: Tiny) -> None:
+    trainer = trainer_of(tiny(run={"dtype": "float64"}))
+    with torch.no_grad():
+        system = trainer.block.bind(trainer.evaluation.tokens, trainer.evaluation.targets)
+        z = relax(system, 200).z
+    modes = leading_modes(system, z, torch.Generator())
+    np.testing.assert_allclose(leading_radii(system, z, torch.Generator()), np.abs(modes.multiplier), rtol=1e-12)
+
+
+class Turning(System):
+    """u' = (a + i w) u around z = (3, 0), bounded by -|u|^2 u or not at all: a fixed point, a cycle, or neither."""
+
+    name, eps = "turning", 0.1
+
+    def __init__(self, growth: list[float], bounded: bool, w: float = 2.0) -> None:
+        self.growth, self.bounded, self.w = torch.tensor(growth, dtype=torch.float64), bounded, w
+
+    def initial_state(self) -> Tensor:
+        return torch.tensor([[3.5, 0.0]], dtype=torch.float64).repeat(len(self.growth), 1)
+
+    def force(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        u = z - torch.tensor([3.0, 0.0], dtype=z.dtype)
+        rate = self.growth[:, None] - (u.square().sum(1, keepdim=True) if self.bounded else 0.0)
+        return rate * u + self.w * torch.stack([-u[:, 1], u[:, 0]], dim=1)
+
+
+def test_a_decaying_turn_settles_and_a_cycle_does_not() -> None:
+    look = take_look(Turning([-1.0, 1.0], bounded=True), 400, torch.Generator())
+    assert (look.restless, look.stable) == (1, False)
+    fast = take_look(Turning([-1.0], bounded=False), 400, torch.Generator())
+    assert fast.stable
+    assert fast.depth < 400  # it is at rest before
+    # barely below 1: neither at rest after 400 steps, nor does its turning hide that it falls
+    slow = take_look(Turning([-0.22], bounded=False), 400, torch.Generator())
+    assert slow.modulus == pytest.approx(abs(1 + 0.1 * complex(-0.22, 2.0)), rel=1e-12)
+    assert slow.residual > 1e-2
+    assert slow.stable
+    past = take_look(Turning([-0.18], bounded=False), 400, torch.Generator())
+    assert past.modulus > 1
+    assert past.restless == 1
+
+
+def test_a_state_that_overflows_is_seen_as_such() -> None:
+    look = take_look(Turning([40.0, -1.0], bounded=False), 1000, torch.Generator())
+    assert (look.restless, look.residual) == (1, math.inf)
+    assert look.modulus == pytest.approx(abs(1 + 0.1 * complex(-1.0, 2.0)), rel=1e-12)
+    gone = take_look(Turning([40.0], bounded=False), 1000, torch.Generator())
+    assert math.isnan(gone.modulus)
+    assert not gone.stable
+
+
+# what it does
+
+
+class Nothing(Penalty):
+    """A penalty that adds nothing, whose weight can be raised."""
+
+    name, what, units, Params = "nothing", "nothing", "1", PenaltyParams
+
+    def measure(self, system: System, z: Tensor, generator: torch.Generator) -> Measured:
+        return Measured(z.new_zeros(len(z)), z.new_zeros(len(z)), z.new_ones(()))
+
+
+def test_a_foreseen_crossing_raises_penalties_first_and_lowers_the_rate_when_it_is_near(
+    tiny: Tiny, tmp_path: Path, scripted: Callable[..., None]
+) -> None:
+    # 0.006 an update: at 1 in 5 updates after look 4, in 3 after 6 (act), in 1 after 8 (both), there after look 9
+    scripted([seen(0.946 + 0.006 * n) for n in range(12)])
+    recipe = tiny(run={"steps": 14}, guard={**CLOSE, "horizon": 3, "recover": 100})
+    start(recipe, tmp_path / "run", hooks=Hooks(penalties=[Nothing()]))
+    done = acts(tmp_path / "run")
+    assert "raises the penalties' weights to 2 times" in done[6]
+    assert "learning rate" not in done[6]
+    assert "will be at 1 by its trend in 3 updates (between 3 and 3)" in done[6]
+    assert "leading multiplier 0.9820" in done[6]
+    assert 7 not in done  # an act is given two looks to show, unless the crossing is near
+    assert "raises the penalties' weights to 4 times" in done[8]
+    assert "lowers the learning rate to 0.5" in done[8]
+    records = {r["step"]: r for r in read_log(tmp_path / "run" / "log.jsonl")}
+    assert records[3]["guard_forecast"] == pytest.approx((1 - 0.964) / 0.006, rel=1e-6)
+    assert records[2]["guard_forecast"] == "undetermined"
+    assert [records[n]["guard_boost"] for n in (5, 6, 8)] == [1.0, 2.0, 4.0]
+    assert records[9]["lr"] == pytest.approx(0.5 * records[8]["lr"], rel=1e-12)
+    assert records[9]["penalty_nothing_weight"] == 4.0
+    # all bounds are reached, which is said once
+    assert sum("nothing left to do" in act for act in done.values()) == 1
+    assert records[14]["guard_lr_share"] == pytest.approx(0.05)
+    assert records[14]["guard_boost"] == 16.0
+
+
+def test_calm_takes_the_acts_back_one_by_one(tiny: Tiny, tmp_path: Path, scripted: Callable[..., None]) -> None:
+    scripted([seen(0.9), seen(1.01), seen(1.02), seen(0.96)])
+    outcome = start(tiny(run={"steps": 12}, guard=CLOSE), tmp_path / "run")
+    records = read_log(tmp_path / "run" / "log.jsonl")
+    assert [r["guard_lr_share"] for r in records] == [1, 0.5, 0.25, 0.25, 0.5, 0.5, 1] + [1] * 6
+    done = acts(tmp_path / "run")
+    assert sorted(done) == [1, 2, 4, 6]
+    assert "raises the learning rate again, to 0.5 of the recipe's, because 2 updates were calm" in done[4]
+    assert outcome.guard == "the guard lowered the learning rate 2 times, took an act back 2 times"
+
+
+@pytest.mark.parametrize(
+    ("look", "why"),
+    [
+        (seen(1.05, 0.1, 2), "no longer settles: leading multiplier 1.0500"),
+        (seen(0.97, 0.1, 1), "no longer settles: leading multiplier 0.9700"),  # it circles, widely
+    ],
+)
+def test_a_broken_run_goes_back_to_the_bits_of_the_stable_look(
+    tiny: Tiny, tmp_path: Path, scripted: Callable[..., None], look: dict[str, float], why: str
+) -> None:
+    scripted([seen(0.9), seen(0.9), seen(0.9), look, seen(0.9)])
+    recipe = tiny(run={"steps": 3, "save_every": 3}, guard=CLOSE, penalty={"jacreg": {"controller": "residual"}})
+    outcome = start(recipe, tmp_path / "run")
+    done = acts(tmp_path / "run")
+    assert list(done) == [3]
+    assert "rolls back from update 3 to the stable weights of update 2" in done[3]
+    assert "(rollback 1 of 8)" in done[3]
+    assert why in done[3]
+    assert "at the last stable look the multiplier was 0.9000" in done[3]
+    # by hand: what there was after two updates
+    twin = trainer_of(recipe)
+    for _ in range(2):
+        twin.update()
+    kept = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    expected = twin.checkpoint(with_state=True)
+    assert plain(kept["model"]) == plain(dict(expected.block.state_dict()))
+    assert plain(kept["optimizer"]["state"]) == plain(expected.training["optimizer"]["state"])
+    assert plain(kept["training"]["terms"]["penalties"]) == plain(expected.training["training"]["terms"]["penalties"])
+    # time goes on: other batches come, more slowly, and what was kept is measured anew
+    twin.update()
+    assert plain(kept["rng"]) == plain(twin.checkpoint(with_state=True).training["rng"])
+    assert kept["step"] == outcome.step == 3
+    assert kept["training"]["lr_share"] == 0.5
+    fresh = trainer_of(recipe)
+    fresh.restore(*_state(tmp_path / "run" / "last.pt"))
+    assert outcome.metrics == fresh.evaluate()
+    records = read_log(tmp_path / "run" / "log.jsonl")
+    assert [r["step"] for r in records] == [0, 1, 2, 3]
+    assert records[3]["validation_loss"] == outcome.metrics["validation_loss"]
+
+
+def _state(path: Path) -> Any:
+    from dyneq.train.snapshots import read_state
+
+    return read_state(path)
+
+
+class Poison(Penalty):
+    """A penalty whose gradient is not finite in some of its updates."""
+
+    name, what, units, Params = "poison", "nothing", "1", PenaltyParams
+
+    def __init__(self, *calls: int) -> None:
+        super().__init__()
+        self.poisoned, self.calls = set(calls), 0
+
+    def measure(self, system: System, z: Tensor, generator: torch.Generator) -> Measured:
+        self.calls += 1
+        w = system.parameter_groups()["head"]["head.weight"][0, 0]
+        value = (w * (math.nan if self.calls in self.poisoned else 0.0)).expand(len(z))
+        return Measured(value, value.detach(), z.new_ones(()))
+
+
+def test_an_update_that_is_not_finite_leads_back_instead_of_to_the_end(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = tiny(run={"steps": 8}, guard={**CLOSE, "every": 2, "depth": 100})
+    outcome = start(recipe, tmp_path / "run", hooks=Hooks(penalties=[Poison(4)]))
+    assert outcome.ending is Ending.COMPLETED
+    assert outcome.step == 8
+    records = read_log(tmp_path / "run" / "log.jsonl")
+    assert [r["step"] for r in records] == list(range(9))
+    assert (records[4]["status"], records[4]["guard_lr_share"]) == ("non-finite", 0.5)
+    assert "to the stable weights of update 2" in records[4]["act"]
+    assert "the gradient is not finite at update 4" in records[4]["act"]
+    # the batch of update 4 is spent, as it is in a run without poison
+    twin = trainer_of(recipe)
+    for _ in range(8):
+        twin.update()
+    kept = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert torch.equal(kept["rng"]["batches"], twin.generator.get_state())
+
+
+def test_without_a_stable_look_an_update_that_is_not_finite_ends_the_run(
+    tiny: Tiny, tmp_path: Path, scripted: Callable[..., None]
+) -> None:
+    scripted([seen(1.1)])
+    outcome = start(tiny(guard=CLOSE), tmp_path / "run", hooks=Hooks(penalties=[Poison(3)]))
+    assert (outcome.ending, outcome.step) == (Ending.NON_FINITE, 2)
+
+
+@pytest.mark.parametrize("poisoned", [False, True])
+def test_the_limit_of_rollbacks_ends_the_run_and_says_why(
+    tiny: Tiny, tmp_path: Path, scripted: Callable[..., None], poisoned: bool
+) -> None:
+    scripted([seen(0.9)] if poisoned else [seen(0.9), seen(1.2, 0.5, 2)])
+    penalties = [Poison(*range(1, 20))] if poisoned else []
+    outcome = start(tiny(guard={**CLOSE, "rollbacks": 2}), tmp_path / "run", hooks=Hooks(penalties=penalties))
+    assert outcome.ending is Ending.GUARD
+    assert "gives the run up after 2 rollbacks" in outcome.sentence
+    assert "the last stable snapshot is that of update 0" in outcome.sentence
+    assert ("not finite" if poisoned else "no longer settles") in outcome.sentence
+    last = read_log(tmp_path / "run" / "log.jsonl")[-1]
+    assert (last["step"], last["status"], last["message"]) == (3, "guard", outcome.sentence)
+    assert outcome.step == (2 if poisoned else 3)
+    assert outcome.snapshot.exists()
+    assert (tmp_path / "run" / "stable-000000.pt").exists()
+    again = resume(tmp_path / "run", hooks=Hooks(penalties=penalties))  # nothing is trained any more
+    assert (again.ending, again.step, again.sentence) == (Ending.GUARD, outcome.step, outcome.sentence)
+
+
+def test_a_validation_loss_that_blows_up_is_a_broken_run(
+    tiny: Tiny, tmp_path: Path, scripted: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted([seen(0.9)])
+    measured = Trainer.evaluate
+    losses = {2: 2.0, 4: 2.4, 6: 2.6, 8: math.nan}
+
+    def evaluate(self: Trainer) -> dict[str, Any]:
+        told = measured(self)
+        if self.step in losses:
+            told["validation_loss"] = losses.pop(self.step)
+        return told
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    recipe = tiny(run={"steps": 9, "evaluate_every": 2}, guard={**CLOSE, "every": 3})
+    start(recipe, tmp_path / "run")
+    done = acts(tmp_path / "run")
+    assert list(done) == [6, 8]
+    assert "to the stable weights of update 3" in done[6]
+    assert "the validation loss is 2.600, more than 0.5 above its best, 2.000" in done[6]
+    assert "the validation loss is nan" in done[8]
+
+
+def test_a_residual_that_jumps_is_looked_at_at_once(
+    tiny: Tiny, tmp_path: Path, scripted: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted([seen(0.9)])
+    updated = Trainer.update
+
+    def update(self: Trainer) -> Record:
+        record = updated(self)
+        record["force_residual"] = 4e-3 if self.step == 8 else 1e-3
+        return record
+
+    monkeypatch.setattr(Trainer, "update", update)
+    start(tiny("bptt5", run={"steps": 12}, guard={**CLOSE, "every": 50}), tmp_path / "run")
+    looks = [r["step"] for r in read_log(tmp_path / "run" / "log.jsonl") if "guard_modulus" in r]
+    assert looks == [0, 8, 12]  # the jump and the last update
+
+
+def test_every_other_look_is_left_out_in_safety(tiny: Tiny, tmp_path: Path, scripted: Callable[..., None]) -> None:
+    scripted([seen(0.8)] * 6 + [seen(0.97)])
+    start(tiny(run={"steps": 12}, guard=CLOSE), tmp_path / "run")
+    looks = [r["step"] for r in read_log(tmp_path / "run" / "log.jsonl") if "guard_modulus" in r]
+    assert looks == [0, 1, 2, 3, 5, 7, 9, 10, 11, 12]
+
+
+# what is kept
+
+
+class Notes(Progress):
+    """Keeps the sentences."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def update(self, record: Record) -> None:
+        pass
+
+    def note(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+
+
+def guarded_contents(folder: Path) -> dict[str, Any]:
+    """The contents of a run without wall-clock times, stable snapshots by their values."""
+    found: dict[str, Any] = contents(folder)
+    found["log.jsonl"] = [{k: v for k, v in r.items() if k != "guard_seconds"} for r in found["log.jsonl"]]
+    for path in folder.glob("stable-*.pt"):
+        found[path.name] = plain(torch.load(path, weights_only=True))
+    return found
+
+
+@pytest.mark.parametrize(("dtype", "seed"), [("float32", 0), ("float64", 1)])
+def test_a_guarded_run_killed_at_random_moments_ends_with_the_same_bits(
+    tiny: Tiny, tmp_path: Path, dtype: str, seed: int
+) -> None:
+    run = {"steps": 45, "save_every": 3, "snapshot_every": 11, "dtype": dtype, "relaxation": 12}
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(tiny("adjoint:steps=4", run=run, **WILD).to_toml(), encoding="utf-8")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = subprocess.run(
+        [sys.executable, str(DRIVER), str(recipe), str(whole), str(killed), str(seed)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    found, expected = guarded_contents(killed), guarded_contents(whole)
+    assert found == expected
+    assert sum("rolls back" in act for act in acts(whole).values()) >= 2
+    assert sum(name.startswith("stable-") for name in found) == 1
+
+
+class StopAt(Progress):
+    """Interrupts a run when an update was applied but not saved yet."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def update(self, record: Record) -> None:
+        if record["step"] == self.step:
+            raise KeyboardInterrupt
+
+    def note(self, sentence: str) -> None:
+        pass
+
+
+def test_a_resume_from_before_the_last_stable_look_finds_its_own(tiny: Tiny, tmp_path: Path) -> None:
+    run = {"steps": 24, "save_every": 7, "relaxation": 12}
+    recipe = tiny("adjoint:steps=4", run=run, **WILD)
+    start(recipe, tmp_path / "whole")
+    rolled = next(step for step, act in acts(tmp_path / "whole").items() if "rolls back" in act)
+    with pytest.raises(KeyboardInterrupt):
+        start(recipe, tmp_path / "stopped", hooks=Hooks(progress=StopAt(7)))
+    assert rolled > 7
+    for step in sorted({9, rolled - 1, rolled, rolled + 1, 20, 23}):
+        with pytest.raises(KeyboardInterrupt):
+            resume(tmp_path / "stopped", hooks=Hooks(progress=StopAt(step)))
+    assert resume(tmp_path / "stopped").ending is Ending.COMPLETED
+    assert guarded_contents(tmp_path / "stopped") == guarded_contents(tmp_path / "whole")
+
+
+def test_every_act_is_told(tiny: Tiny, tmp_path: Path) -> None:
+    notes = Notes()
+    outcome = start(
+        tiny("adjoint:steps=4", run={"steps": 24, "relaxation": 12}, **WILD),
+        tmp_path / "run",
+        hooks=Hooks(progress=notes),
+    )
+    done = acts(tmp_path / "run")
+    assert done
+    assert notes.sentences == [f"update {step}: {act}" for step, act in done.items()]
+    assert outcome.guard is not None
+    assert outcome.guard.startswith("the guard rolled back")
+    header = read_log(tmp_path / "run" / "log.jsonl")[0]
+    assert header["guard"] == "on"
+    assert header["guard_modulus"] < 1
+
+
+def test_stable_snapshots_are_no_snapshots_of_the_run() -> None:
+    assert all(is_moving(name) for name in ("last.pt", "best.pt", "stable-000000.pt", "stable-1234567.pt"))
+    assert not any(is_moving(name) for name in ("step-000300.pt", "stable.safetensors", "my-stable-000001.pt"))
+
+
+# where there is none
+
+
+def test_a_run_without_a_guard_says_so_and_is_the_same(
+    tiny: Tiny, tmp_path: Path, scripted: Callable[..., None]
+) -> None:
+    scripted([seen(0.9)])
+    off = start(tiny(), tmp_path / "off")
+    header = read_log(tmp_path / "off" / "log.jsonl")[0]
+    assert header["guard"] == "off"
+    assert off.guard is None
+    assert not list((tmp_path / "off").glob("stable*"))
+    # a guard that only watches changes no bit of the weights
+    on = start(tiny(guard={**CLOSE, "every": 4}), tmp_path / "on")
+    assert on.guard == "the guard had nothing to do"
+    states = [_state(o.folder / "last.pt")[1] for o in (off, on)]
+    assert plain(states[0]) == plain(states[1])
+
+
+def test_a_block_that_does_not_relax_has_no_guard(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = tiny("bptt1", block={"kind": "bp"}, guard={"enabled": True})
+    with pytest.raises(UsageError, match=r"BaselineBlock computes its output in one pass .* train it with --no-guard"):
+        start(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    recipe = tiny("bptt1", block={"kind": "bp"}, guard={"enabled": False}, run={"steps": 2})
+    assert start(recipe, tmp_path / "run").ending is Ending.COMPLETED
+
+
+def test_fewer_pinned_samples_than_it_looks_at_are_refused(tiny: Tiny) -> None:
+    with pytest.raises(UsageError, match=r"guard.samples=9 .*data.evaluation_samples is 8"):
+        trainer_of(tiny(guard={"enabled": True, "samples": 9}))
+
+
+def test_a_look_says_what_it_saw_in_words() -> None:
+    look = Look(at=3, modulus=0.9876, residual=2e-3, restless=1, samples=4, depth=400, t1=1e-2)
+    assert str(look) == (
+        "leading multiplier 0.9876, force residual 1.0e-02 in training and 2.0e-03 after 400 steps, 1 of 4 samples do "
+        "not settle"
+    )
+    assert Look.of(look.to_plain()) == look
+    assert dataclasses.replace(look, restless=0).stable

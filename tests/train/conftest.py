@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,15 +23,15 @@ def text_file(tmp_path: Path) -> Path:
 def tiny(text_file: Path) -> Callable[..., Recipe]:
     """Makes tiny recipes; keyword arguments update the sections."""
 
-    def make(gradient: object = "adjoint:steps=4,relaxation=5", **sections: dict[str, object]) -> Recipe:
-        values: dict[str, dict[str, object]] = {
+    def make(gradient: object = "adjoint:steps=4,relaxation=5", **sections: object) -> Recipe:
+        values: dict[str, Any] = {
             "block": {"channels": 8, "heads": 2, "tokens": 6, "resinit": 0.1},
             "data": {"file": str(text_file), "evaluation_samples": 8},
             "optimizer": {"lr": 1e-2, "warmup": 3},
             "run": {"steps": 20, "batch": 3, "evaluate_every": 5, "save_every": 4},
         }
         for name, section in sections.items():
-            values[name] = {**values[name], **section}
+            values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
         return resolve({**values, "gradient": gradient})
 
     return make

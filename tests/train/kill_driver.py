@@ -1,6 +1,6 @@
 """Trains a recipe twice, once killed with SIGKILL at random moments; started by test_resume in a process of its own.
 
-usage: kill_driver.py recipe.toml whole killed seed
+usage: kill_driver.py recipe.toml whole killed seed [kills]
 """
 
 import os
@@ -40,16 +40,17 @@ def lines(folder: str) -> int:
 
 def main() -> None:
     """Train both ways and print where the kills struck: the number of finished log lines at each."""
-    recipe, whole, killed, seed = sys.argv[1:]
+    recipe, whole, killed, seed, *further = sys.argv[1:]
+    kills = int(further[0]) if further else 6
     torch.set_num_threads(1)
     # what torch imports late, the children need not
     start(load_recipe(recipe, ["run.steps=1", "run.snapshots=[]"]), whole + "-warm-up")
     assert os.waitpid(in_child(recipe, whole), 0)[1] == 0
     rng = np.random.default_rng(int(seed))
     struck = []
-    for n in range(6):
+    for n in range(kills):
         child = in_child(recipe, killed)
-        # somewhere in the n-th seventh of the run, at a moment that has nothing to do with what it is doing
+        # somewhere in the n-th part of the run, at a moment that has nothing to do with what it is doing
         target = 0 if n == 0 else rng.integers(6 * n, 6 * n + 6)
         while lines(killed) < target:
             time.sleep(0.001)

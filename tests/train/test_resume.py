@@ -1,7 +1,5 @@
 """Resuming: bit for bit after kill -9 at any moment, and never into something else."""
 
-import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -10,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_contents import contents
 
 from dyneq.errors import DyneqError, UsageError
 from dyneq.systems.checkpoint_io import load_checkpoint
@@ -21,24 +20,6 @@ from dyneq.train.snapshots import Snapshot
 
 Tiny = Callable[..., Recipe]
 DRIVER = Path(__file__).with_name("kill_driver.py")
-
-
-def plain(held: object) -> object:
-    """Nested values, tensors as bytes; torch.save's own bytes also depend on which objects are one and the same."""
-    if isinstance(held, torch.Tensor):
-        return str(held.dtype), tuple(held.shape), held.numpy().tobytes()
-    if isinstance(held, dict):
-        return {key: plain(value) for key, value in held.items()}
-    return [plain(value) for value in held] if isinstance(held, list | tuple) else held
-
-
-def contents(folder: Path) -> dict[str, object]:
-    """Every file by digest, but the log by its lines without the wall-clock time and last.pt by its values."""
-    found: dict[str, object] = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
-    found["last.pt"] = plain(torch.load(folder / "last.pt", weights_only=True))
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    found["log.jsonl"] = [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
-    return found
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from dyneq.cli.options import json_option, quiet_option, store_option
 from dyneq.errors import UsageError, nearest
 
 if TYPE_CHECKING:
+    from dyneq.catalog.store import Store
     from dyneq.catalog.training import Trained, TrainTask
     from dyneq.train.arms import Cell
 
@@ -101,9 +102,10 @@ def compare(
     if out is not None and not Path(out).absolute().parent.is_dir():
         raise UsageError(f"--out {out} is in a folder that does not exist; make it first")
     folder = Path(into) if into is not None else COMPARISONS / _name(recipes)
-    tasks = _tasks(planned, folder, str(Store(store).root.absolute()))
+    home = Store(store)
+    tasks = _tasks(planned, folder, str(home.root.absolute()))
     try:
-        trained, failed = _train(tasks, workers, quiet or as_json)
+        trained, failed = _train(tasks, home, workers, quiet or as_json)
     except KeyboardInterrupt:
         click.echo("the runs are kept as they stand; the same command continues them", err=True)
         raise
@@ -168,7 +170,9 @@ def _tasks(planned: "list[Cell]", folder: Path, store: str) -> "list[TrainTask]"
     return tasks
 
 
-def _train(tasks: "list[TrainTask]", workers: int, quiet: bool) -> "tuple[list[Trained], list[dict[str, str]]]":
+def _train(
+    tasks: "list[TrainTask]", store: "Store", workers: int, quiet: bool
+) -> "tuple[list[Trained], list[dict[str, str]]]":
     """Train every run on workers; return those that ended, in the order of the tasks, and those that could not."""
     from dyneq.catalog.fanout import Failure, run_all
     from dyneq.catalog.pools import local_pool
@@ -178,6 +182,7 @@ def _train(tasks: "list[TrainTask]", workers: int, quiet: bool) -> "tuple[list[T
     results: dict[int, Any] = {}
     counts = {"computed": 0, "found": 0, "failed": 0}
     with local_pool(workers, 1, PRELOAD) as pool, display(len(tasks), quiet) as update:
+        store.require_writable()
         for notice in pool.notices:
             click.echo(f"dyneq: {notice}", err=True)
 

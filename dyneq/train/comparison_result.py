@@ -27,7 +27,8 @@ def finished(folder: Path) -> dict[str, Any] | None:
         found = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.get("ending") in set(Ending) else None
+    complete = isinstance(found, dict) and found.keys() >= {"ending", "message", "step"}
+    return found if complete and found["ending"] in list(Ending) else None
 
 
 def finish(outcome: Outcome) -> None:

@@ -123,6 +123,31 @@ def test_what_is_packaged_stays_plain(dyneq_run):
     assert "default" in listed(dyneq_run, "recipes")
 
 
+def test_recipes_say_what_they_are_for(dyneq_run):
+    recipes = listed(dyneq_run, "recipes")
+    assert recipes["warm-track"]["gradient"] == ["aep", "track"]
+    assert recipes["resreg-frozen-jr"]["penalties"] == ["jacreg", "resreg"]
+    assert recipes["floss-s0"]["size"] == {"channels": 128, "heads": 4, "tokens": 64, "batch": 32, "steps": 14000}
+    assert recipes["bp"]["block"] == "bp"
+    assert (recipes["bptt-rescue"]["runs"], recipes["floss"]["runs"]) == (9, 1)
+    assert recipes["bptt-rescue"]["grid"]["penalty.jacreg.ceiling"] == [8, 16, 32]
+    assert recipes["ablation"]["arms"] == ["floss-only", "resreg-only", "resreg-frozen-jr"]
+    assert all(len(recipe["description"]) > 20 for recipe in recipes.values())
+    out = dyneq_run("list", "recipes")[1]
+    assert "gradient: aep, then track; penalties: none" in out
+    assert "9 runs a seed (penalty.jacreg.ceiling = [8, 16, 32]; optimizer.lr = [0.001, 0.003, 0.006])" in out
+    for recipe in recipes.values():
+        assert recipe["description"] in out
+
+
+def test_penalties(dyneq_run):
+    penalties = listed(dyneq_run, "penalties")
+    assert set(penalties) == {"floss", "jacreg", "resreg", "spectral"}
+    assert penalties["floss"]["value_is"] == "hinge on the contraction rate, 1/time"
+    assert "margin" in {p["name"] for p in penalties["floss"]["parameters"]}
+    assert "its value: squared step residual, 1" in dyneq_run("list", "penalties")[1]
+
+
 #: The built-in probes.
 PROBES = {
     *("branches", "census", "cycle", "diagnose", "epsilon", "ftle", "knockout", "mixing", "nonnormality", "residual"),

@@ -5,6 +5,7 @@ catalog and progress belong to the first one. Before they exchange anything they
 that an error in one is an error in all, whatever each was about to do, and none waits for one that will not come.
 """
 
+import gc
 import os
 import pickle
 from collections.abc import Callable, Iterator
@@ -34,6 +35,22 @@ class Group:
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
+        self._closing: list[Callable[[], None]] = []
+
+    def at_end(self, release: Callable[[], None]) -> None:
+        """Call ``release`` before the group ends, which lets go of what holds it.
+
+        What averages gradients owns the connections as well. Were it the last to do so, it would end their threads
+        while holding the interpreter's lock, for which one of them may be waiting.
+        """
+        self._closing.append(release)
+
+    def end(self) -> None:
+        """Close all connections."""
+        for release in self._closing:
+            release()
+        gc.collect()  # it refers to itself
+        dist.destroy_process_group()
 
     def agree(self, failure: str | None = None) -> None:
         """Exchange whether all is well; comes before every other exchange.
@@ -217,8 +234,8 @@ def joined(device: str = "cpu") -> Iterator[str]:
         _fail(_group, error)
         raise
     finally:
-        _group = None
-        dist.destroy_process_group()
+        ending, _group = _group, None
+        ending.end()
 
 
 def _fail(members: Group, error: Exception) -> None:

@@ -15,10 +15,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
+from dyneq.dynamics.residuals import residuals
 from dyneq.errors import UsageError
 from dyneq.gradients.base import Gradient, Grouped, Mark
 from dyneq.probes.penalties.base import Penalty
-from dyneq.probes.penalties.contribution import Bare, Contribution, bare_gradient, contribution, task_scaled, times
+from dyneq.probes.penalties.contribution import (
+    Bare,
+    Contribution,
+    bare_gradient,
+    contribution,
+    task_scaled,
+    times,
+)
+from dyneq.systems.block import BoundBlock, EquilibriumBlock
 from dyneq.systems.protocol import System
 from dyneq.train import parallel
 
@@ -29,9 +38,9 @@ OF_THE_MEAN = ("adjoint_norm", "loss_gradient_norm", "input_cotangent_norm")
 class Whole:
     """The part of a process that trains alone: everything."""
 
-    def own(self, values: Tensor) -> Tensor:
-        """Return this process's samples of ``values`` ``[sample, ...]``."""
-        return values
+    def bind(self, block: EquilibriumBlock, tokens: Tensor, targets: Tensor) -> BoundBlock:
+        """Return the block bound to this process's samples of a batch, tokens and targets ``[sample, token]``."""
+        return block.bind(tokens, targets)
 
     def whole(self, gradient: Gradient) -> Gradient:
         """Return the gradient, loss and diagnostics of the whole batch; the state stays that of the own samples."""
@@ -51,9 +60,9 @@ class Whole:
 class Share(Whole):
     """The part of one process among several.
 
-    Sub-batches of penalties are drawn from the whole batch and each process takes those that are its own, so that
+    Sub-batches of penalties are chosen from the whole batch and each process takes those that are its own, so that
     their number is not always the same; random vectors are drawn for the whole batch as well. Both are those that one
-    process would have drawn.
+    process would have drawn. A penalty that remembers its samples from one update to the next is not divided.
 
     Args:
         group: The processes.
@@ -74,11 +83,14 @@ class Share(Whole):
         self._count = samples // group.size
         self._first = group.rank * self._count
         group.agree()
-        self._handing = DistributedDataParallel(_Handing(parameters))
+        self._handing: nn.Module | None = DistributedDataParallel(_Handing(parameters))
+        group.at_end(self._release)
 
-    def own(self, values: Tensor) -> Tensor:
-        """Return this process's samples of ``values`` ``[sample, ...]``."""
-        return values[self._first : self._first + self._count]
+    def bind(self, block: EquilibriumBlock, tokens: Tensor, targets: Tensor) -> BoundBlock:
+        """Return the block bound to this process's samples of a batch, tokens and targets ``[sample, token]``."""
+        self._batch = (block, tokens, targets)
+        own = slice(self._first, self._first + self._count)
+        return block.bind(tokens[own], targets[own])
 
     def whole(self, gradient: Gradient) -> Gradient:
         """Return the gradient, loss and diagnostics of the whole batch; the state stays that of the own samples."""
@@ -112,13 +124,28 @@ class Share(Whole):
 
         A term's severity is taken to be a mean over its samples, as its value is.
         """
-        total, size = len(z) * self._group.size, self._group.size
-        index = torch.arange(total)
-        wanted = penalty.params.samples
-        if wanted is not None and wanted < total:
-            index = torch.randperm(total, generator=generator)[:wanted].sort().values
+        index = self._chosen(penalty, system, z, generator)
+        remembers = type(penalty).apply is not Penalty.apply
+        bare = (self._together if remembers else self._divided)(penalty, system, z, index, generator)
+        parameters = task_scaled(bare, task_norm) if penalty.params.scale == "task" else bare.parameters
+        return Contribution(bare.value, bare.measure, times(parameters, penalty.weight * share))
+
+    def _chosen(self, penalty: Penalty, system: System, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Return which samples of the whole batch a penalty is taken over, in their order."""
+        total, samples = len(z) * self._group.size, penalty.params.samples
+        if samples is None or samples >= total:
+            return torch.arange(total)
+        if penalty.params.pick == "random":
+            return torch.randperm(total, generator=generator)[:samples].sort().values
+        with torch.no_grad():
+            force = parallel.gathered(residuals(system, z).force)
+        return torch.where(force.isnan(), torch.inf, force).topk(samples).indices.sort().values.cpu()
+
+    def _divided(self, penalty: Penalty, system: System, z: Tensor, index: Tensor, generator: torch.Generator) -> Bare:
+        """Return a term of which each process measures its own samples."""
+        size, rank = self._group.size, self._group.rank
         owners = (index // self._count).bincount(minlength=size).tolist()
-        mine, before, widest = owners[self._group.rank], sum(owners[: self._group.rank]), max(owners)
+        mine, before, widest = owners[rank], sum(owners[:rank]), max(owners)
         row = z.new_full((2 + widest,), torch.nan, dtype=torch.float64)
         row[:2] = 0.0
         parameters: Grouped = {
@@ -128,10 +155,10 @@ class Share(Whole):
         if mine:
             part, at = system, z
             if mine < len(z):
-                at_index = (index[before : before + mine] - self._first).to(z.device)
-                part, at = system.select(at_index), z[at_index]
+                own = self._own(index).to(z.device)
+                part, at = system.select(own), z[own]
             with _Rows(generator, before, mine, len(index)):
-                bare = bare_gradient(penalty, part, at, generator)
+                bare = bare_gradient(penalty, part, at, generator, training=True)
             parameters = times(bare.parameters, mine * size / len(index))
             row[0], row[1] = bare.value * mine / len(index), bare.severity * mine / len(index)
             row[2 : 2 + mine] = bare.measure
@@ -139,14 +166,32 @@ class Share(Whole):
         value, severity = torch.stack([r[:2] for r in rows]).sum(0).to(z.dtype)
         measure = torch.cat([r[2 : 2 + n] for r, n in zip(rows, owners, strict=True)]).to(z.dtype)
         parameters = self._average(parameters)
-        if penalty.params.scale == "task":
-            parameters = task_scaled(Bare(value, measure, severity, parameters), task_norm)
         self._keep_pace(generator, owners.index(widest))
-        return Contribution(value, measure, times(parameters, penalty.weight * share))
+        return Bare(value, measure, severity, parameters)
+
+    def _together(self, penalty: Penalty, system: System, z: Tensor, index: Tensor, generator: torch.Generator) -> Bare:
+        """Return a term that remembers its samples, so that all processes measure all of them and remember the same."""
+        owners = (index // self._count).bincount(minlength=self._group.size).tolist()
+        padded = z.new_zeros((max(owners), *z.shape[1:]))
+        own = self._own(index).to(z.device)
+        padded[: len(own)] = z[own]
+        states = torch.cat([rows[:n] for rows, n in zip(self._group.gather(padded), owners, strict=True)])
+        block, tokens, targets = self._batch
+        at = index.to(tokens.device)
+        bare = bare_gradient(penalty, block.bind(tokens[at], targets[at]), states, generator, training=True)
+        parameters = self._average(bare.parameters)
+        self._keep_pace(generator, 0)
+        value, measure, severity = parallel.agreed((bare.value, bare.measure, bare.severity))
+        return Bare(value, measure, severity, parameters)
+
+    def _own(self, index: Tensor) -> Tensor:
+        """Return those of some samples that are this process's, counted from its first."""
+        return index[(index // self._count) == self._group.rank] - self._first
 
     def _average(self, gradient: Grouped) -> Grouped:
         """Return the mean of a gradient over processes."""
         self._group.agree()
+        assert self._handing is not None
         flat = {name: value for members in gradient.values() for name, value in members.items()}
         with parallel.reached(), torch.enable_grad():
             self._handing([flat[name] for name in self._parameters]).backward()
@@ -159,6 +204,9 @@ class Share(Whole):
                 out[group][name] = found
                 self._parameters[name].grad = None
         return out
+
+    def _release(self) -> None:
+        self._handing = None
 
     def _keep_pace(self, generator: torch.Generator, source: int) -> None:
         """Continue all generators from one process's: how much was drawn may depend on the samples."""

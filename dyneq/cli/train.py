@@ -193,6 +193,7 @@ def _report(outcome: "Outcome", as_json: bool) -> None:
             "step": outcome.step,
             "seconds": round(outcome.seconds, 3),
             **outcome.metrics,
+            **({} if outcome.guard is None else {"guard": outcome.guard}),
         }
     ]
     if as_json:
@@ -207,6 +208,8 @@ def _report(outcome: "Outcome", as_json: bool) -> None:
         click.echo(json.dumps(plain(document), allow_nan=False))
         return
     click.echo(f"{outcome.ending.value} after {outcome.step} updates in {outcome.seconds:.0f} s")
+    if outcome.guard is not None:
+        click.echo(outcome.guard)
     if outcome.metrics:
         unit = kept.vocabulary.unit if kept.block.mask is None else f"masked {kept.vocabulary.unit}"
         further = outcome.metrics.get("validation_loss_per_character")

@@ -11,12 +11,14 @@ from dyneq.train.sections import GuardSection
 
 #: Leading multiplier from which its trend counts: early growth, as in warm-up, ends below it by itself.
 NEAR = 0.95
+#: Share of their bounds from which trends of residuals count, for the same reason.
+NEAR_SHARE = 0.1
 #: Force residual after the deep relaxation at which it counts as no longer settling, for the forecast of its trend.
 LATE = 1e-2
 #: Force residual of training batches at which the relaxation is too short for the weights: what controllers steer to.
 LATE_T1 = 2e-2
-#: Growth of that residual since the last stable look, which counts as no smaller than REST, that is a strong one.
-GROWN = 100.0
+#: Growth of that residual over the last stable look's that is a strong one, if it is at LATE as well.
+GROWN = 10.0
 #: Share of the samples that must not settle for a run to be broken; fewer are a warning.
 LOST = 0.5
 
@@ -79,22 +81,22 @@ def judge(
     if loss is not None and not loss <= best + section.blow_up:
         why = f"the validation loss is {loss:.3f}, more than {section.blow_up:g} above its best, {best:.3f} ({now})"
         return verdict(Mood.BROKEN, why, soon=True)
-    crossed, grown = not now.modulus < 1, now.residual >= GROWN * max(REST, 0.0 if stable is None else stable.residual)
+    crossed = not now.modulus < 1
+    grown = stable is not None and now.residual >= max(LATE, GROWN * stable.residual)
     if stable is not None and now.restless >= LOST * now.samples and (crossed or grown):
         then = f"at the last stable look the multiplier was {stable.modulus:.4f}, the residual {stable.residual:.1e}"
         return verdict(Mood.BROKEN, f"the relaxation no longer settles: {now}; {then}", soon=True)
     if crossed or now.restless:
         return verdict(Mood.WARNING, str(now), soon=True)
     watched = [
-        ("force residual after the deep relaxation", LATE, residual),
-        ("force residual in training", LATE_T1, late),
+        ("leading multiplier", 1, multiplier, now.modulus >= NEAR),
+        ("force residual after the deep relaxation", LATE, residual, now.residual >= NEAR_SHARE * LATE),
+        ("force residual in training", LATE_T1, late, now.t1 is not None and now.t1 >= NEAR_SHARE * LATE_T1),
     ]
-    if now.modulus >= NEAR:
-        watched.insert(0, ("leading multiplier", 1, multiplier))
     coming = [
         (told.updates, f"the {what} {_coming(told, bound)}")
-        for what, bound, told in watched
-        if told.updates is not None and told.updates <= section.horizon and told.rises
+        for what, bound, told, near in watched
+        if near and told.rises and told.updates is not None and told.updates <= section.horizon
     ]
     if not coming:
         return verdict(Mood.CALM, "")

@@ -29,10 +29,6 @@ class Forecast:
     latest: float | None = None
     rises: bool | None = None
 
-    def within(self, horizon: float) -> bool:
-        """Return whether the crossing is determined, and no further away than ``horizon`` updates."""
-        return self.updates is not None and self.updates <= horizon
-
     def number(self) -> float | str:
         """Return it for the log: updates, ``none`` or ``undetermined``."""
         if self.updates is None:

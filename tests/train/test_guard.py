@@ -24,11 +24,13 @@ from dyneq.systems.protocol import System
 from dyneq.train import guard as guarding
 from dyneq.train.data import corpus_of
 from dyneq.train.guard_look import Look, take_look
+from dyneq.train.guard_rules import judge
 from dyneq.train.log import Record, read_log
 from dyneq.train.loop import Ending, Hooks, resume, start
 from dyneq.train.moving import is_moving
 from dyneq.train.progress import Progress
 from dyneq.train.recipe import Recipe
+from dyneq.train.sections import GuardSection
 from dyneq.train.trainer import Trainer
 
 Tiny = Callable[..., Recipe]
@@ -143,6 +145,54 @@ def test_a_state_that_overflows_is_seen_as_such() -> None:
     gone = take_look(Turning([40.0], bounded=False), 1000, torch.Generator())
     assert math.isnan(gone.modulus)
     assert not gone.stable
+
+
+# what it makes of it
+
+
+def looks(values: list[float], name: str) -> list[Look]:
+    steady = {"modulus": 0.9, "residual": 1e-6, "restless": 0, "t1": 1e-4}
+    return [Look(at=25 * n, samples=4, depth=400, **{**steady, name: v}) for n, v in enumerate(values)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "mood", "told"),
+    [
+        # by their lines: 0.01 in 25 updates, a factor of 2 in 25, a factor of 4 in 25
+        ("modulus", [0.95, 0.96, 0.97, 0.98], "warning", "leading multiplier will be at 1 by its trend in 50 updates"),
+        ("modulus", [0.94, 0.95, 0.96, 0.97], "calm", ""),  # 75 updates are beyond the horizon of 50
+        ("modulus", [0.55, 0.7, 0.85, 0.94], "calm", ""),  # growth of the first updates
+        ("modulus", [0.96, 0.99, 0.97, 0.98], "calm", ""),  # undetermined
+        ("modulus", [0.99, 0.98, 0.97, 0.96], "calm", ""),
+        ("modulus", [0.9, 0.9, 0.9, 1.0], "warning", "leading multiplier 1.0000"),
+        ("modulus", [0.9, 0.9, 0.9, math.nan], "warning", "leading multiplier nan"),
+        ("t1", [1e-3, 2e-3, 4e-3, 8e-3], "warning", "force residual in training will be at 0.02 by its trend in 33"),
+        ("t1", [1e-5, 4e-5, 1.6e-4, 6.4e-4], "calm", ""),  # 62 updates, and a long way below
+        ("t1", [3e-2, 3.1e-2, 3.2e-2, 3.3e-2], "warning", "force residual in training is above 0.02 and rises"),
+        ("t1", [3e-2, 4e-2, 3e-2, 4e-2], "calm", ""),  # late all the time, but steady
+        ("residual", [1e-4, 4e-4, 1.6e-3, 6.4e-3], "warning", "after the deep relaxation will be at 0.01 by its trend"),
+        ("restless", [0, 0, 0, 1], "warning", "1 of 4 samples do not settle"),
+        ("restless", [0, 0, 0, 2], "warning", "2 of 4 samples do not settle"),  # neither crossed nor grown
+    ],
+)
+def test_what_it_makes_of_a_trend(name: str, values: list[float], mood: str, told: str) -> None:
+    seen_ = looks(values, name)
+    verdict = judge(GuardSection(), seen_, seen_[0], None, math.inf)
+    assert verdict.mood == mood
+    assert told in verdict.why
+    assert (verdict.why == "") == (mood == "calm")
+
+
+def test_what_it_calls_broken() -> None:
+    stable = looks([0.9], "modulus")
+    for lost, mood in (({"restless": 2, "modulus": 1.1}, "broken"), ({"restless": 2, "residual": 0.1}, "broken")):
+        now = dataclasses.replace(stable[0], at=25, **lost)  # type: ignore[arg-type]
+        assert judge(GuardSection(), [now], stable[0], None, math.inf).mood == mood
+        assert judge(GuardSection(), [now], None, None, math.inf).mood == "warning"  # nothing to go back to
+    one = dataclasses.replace(stable[0], at=25, restless=1, modulus=1.1, residual=0.1)
+    assert judge(GuardSection(), [one], stable[0], None, math.inf).mood == "warning"
+    for loss, mood in ((2.4, "calm"), (2.6, "broken"), (math.nan, "broken")):
+        assert judge(GuardSection(blow_up=0.5), stable, stable[0], loss, 2.0).mood == mood
 
 
 # what it does

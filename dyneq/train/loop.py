@@ -14,6 +14,7 @@ from dyneq.probes.penalties.base import Penalty
 from dyneq.train import parallel
 from dyneq.train.data import corpus_of
 from dyneq.train.log import Record, TrainingLog, cut_log
+from dyneq.train.plateau import Watch
 from dyneq.train.progress import Progress, SilentProgress
 from dyneq.train.recipe import Recipe
 from dyneq.train.run_folder import RunFolder
@@ -141,7 +142,7 @@ def _run(trainer: Trainer, run: RunFolder, hooks: Hooks) -> Outcome:
         progress.running(recipe.run.steps, trainer.step),
         Tracking(hooks.trackers, progress).start(recipe, run.path, trainer.step) as tracking,
     ):
-        header, guard = _header(trainer), trainer.guard
+        header, guard, watch = _header(trainer), trainer.guard, Watch(kept)
         if fresh:
             log.append(header if guard is None else {**header, **guard.begin(trainer, run)})
             if 0 in recipe.run.snapshots:
@@ -181,10 +182,15 @@ def _run(trainer: Trainer, run: RunFolder, hooks: Hooks) -> Outcome:
             if lost:
                 ending, sentence = lost
                 record |= {"status": ending.value, "message": sentence}
+            plateau = watch.observe(record)
+            if plateau is not None:
+                record |= {"plateau": plateau.plateau.value, "plateau_why": plateau.sentence}
             log.append(record)
             tracking.record(record)
             if "loss" in record:
                 progress.update(record)
+            if plateau is not None and plateau.told:
+                progress.note(f"update {record['step']}: {plateau.sentence}")
             for what in ("switch", "act"):
                 if what in record:
                     progress.note(f"update {record['step']}: {record[what]}")

@@ -101,7 +101,7 @@ def numbers(contributions: Mapping[str, Contribution], task: Grouped) -> dict[st
     """Return what the log says of the penalties of an update.
 
     For each: its bare value, its probe's measure (the largest over samples), its norm over the task gradient's, and the
-    cosine of the two.
+    cosine of the two. And ``penalty_share``, <penalties, update>/norm(update)^2 of all together.
     """
     found: dict[str, Tensor] = {}
     if not contributions:
@@ -116,4 +116,7 @@ def numbers(contributions: Mapping[str, Contribution], task: Grouped) -> dict[st
             f"penalty_{name}_ratio": own / norm,
             f"penalty_{name}_cosine": dot.sum() / (own * norm),
         }
+    update = added(task, contributions)
+    with_task = torch.stack([(v * update[g][n]).sum() for g, members in task.items() for n, v in members.items()]).sum()
+    found["penalty_share"] = 1 - with_task / grouped_norm(update).square()
     return found

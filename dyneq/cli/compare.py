@@ -25,7 +25,8 @@ PRELOAD = ("dyneq.catalog.training", "dyneq.catalog.checkpoints", "dyneq.train.l
 _LONGEST = 80
 _LEGEND = (
     "loss: last finite validation loss, nats per token, mean with 95 % interval over seeds, broken runs included; "
-    "residual, worst: force residual\nat the end (median over samples), median and largest over runs; time: of the "
+    "residual, worst: force residual\nat the end (median over samples), median and largest over runs; unsettled: the "
+    "largest share of samples that did not settle\nin a deep evaluation (run.deep), mean over runs; time: of the "
     "updates of one run; acts: of the guard"
 )
 
@@ -76,7 +77,8 @@ def compare(
 
     A recipe with a [grid] or with [arms.NAME] is one arm for each of its combinations. A run counts as broken if a
     number stopped being finite, the fuse or the guard ended it, its last validation loss is more than 0.3 nats above
-    its best, or its force residual at the end (median) is above 0.1. Losses are means over seeds of the last finite
+    its best, its force residual at the end (median) is above 0.1, or, with run.deep set, more than half of the
+    samples did not settle in one of its deep evaluations. Losses are means over seeds of the last finite
     validation loss, broken runs included, with a 95 % interval by Student's t.
 
     \b
@@ -277,7 +279,7 @@ def _print(runs: list[dict[str, Any]], against: str | None) -> None:
 
     if not runs:
         return
-    head = ["arm", "lr", "runs", "broke", "loss", "best", "residual", "worst", "s/update", "time", "acts"]
+    head = ["arm", "lr", "runs", "broke", "loss", "best", "residual", "worst", "unsettled", "s/update", "time", "acts"]
     found = rows(runs, against)
     lines = []
     for row in found:
@@ -291,6 +293,7 @@ def _print(runs: list[dict[str, Any]], against: str | None) -> None:
             _number(row["best_loss"], ".3f"),
             _number(row["force_residual"], ".1e"),
             _number(row["force_residual_worst"], ".1e"),
+            _number(row["unsettled"], ".0%"),
             _number(row["seconds_per_update"], ".3f"),
             _duration(row["seconds"]),
             str(row["acts"]),

@@ -50,7 +50,8 @@ def rows(runs: Sequence[Run], against: str | None = None) -> list[dict[str, Any]
         Rows with ``arm``, ``lr`` (None: all of the arm's), ``runs``, ``broke``, ``loss`` (mean of the last finite
         validation loss, broken runs included) with ``loss_half_width`` and ``loss_runs`` (how many had one),
         ``best_loss`` (mean of each run's best), ``force_residual`` and ``force_residual_worst`` (median and largest
-        over runs of the median over samples at the end), ``seconds_per_update`` (median over runs of medians),
+        over runs of the median over samples at the end), ``unsettled`` (largest share of samples that did not settle in
+        a deep evaluation, mean over runs), ``seconds_per_update`` (median over runs of medians),
         ``seconds`` (median over runs of all updates together), ``acts`` (how many), and with ``against``
         ``difference``, ``difference_half_width`` and ``pairs``. Intervals are over seeds, also in a row of several
         learning rates: runs of one seed have their initial weights and batches in common, so that their mean counts as
@@ -72,20 +73,26 @@ def rows(runs: Sequence[Run], against: str | None = None) -> list[dict[str, Any]
 def _row(runs: Sequence[Run]) -> dict[str, Any]:
     loss = _over_seeds([(run["seed"], run["final_loss"]) for run in runs])
     residuals = [run["force_residual"] for run in runs]
-    best = [run["best_loss"] for run in runs if math.isfinite(run["best_loss"])]
     return {
         "runs": len(runs),
         "broke": sum(run["broken"] is not None for run in runs),
         "loss": loss.mean,
         "loss_half_width": loss.half_width,
         "loss_runs": loss.count,
-        "best_loss": statistics.fmean(best) if best else math.nan,
+        "best_loss": _mean([run["best_loss"] for run in runs]),
         "force_residual": _median(residuals),
         "force_residual_worst": max((r for r in residuals if not math.isnan(r)), default=math.nan),
+        "unsettled": _mean([run["unsettled_worst"] for run in runs]),
         "seconds_per_update": _median([run["seconds_per_update"] for run in runs]),
         "seconds": _median([run["seconds"] for run in runs]),
         "acts": sum(len(run["acts"]) for run in runs),
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Return the mean of the values that are finite, NaN if none is."""
+    finite = [value for value in values if math.isfinite(value)]
+    return statistics.fmean(finite) if finite else math.nan
 
 
 def _difference(runs: Sequence[Run], reference: Sequence[Run]) -> dict[str, Any]:

@@ -26,7 +26,16 @@ from dyneq.files import write_atomically
 SCHEMA = 1
 
 #: What of a run the table is made from.
-_NUMBERS = ("seed", "lr", "final_loss", "best_loss", "force_residual", "seconds_per_update", "seconds")
+_NUMBERS = (
+    "seed",
+    "lr",
+    "final_loss",
+    "best_loss",
+    "force_residual",
+    "unsettled_worst",
+    "seconds_per_update",
+    "seconds",
+)
 
 _KINDS: dict[str, Any] = {"arm": str, "broken": str | None, "acts": list}
 

@@ -19,6 +19,8 @@ RISE = 0.3
 #: Force residual after T1 steps (median over the pinned batch) above which a run counts as broken: ten times the 1e-2
 #: that runs which train well still have.
 UNSETTLED = 0.1
+#: Share of samples that do not settle in a deep evaluation above which a run counts as broken.
+LOST = 0.5
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
@@ -61,8 +63,10 @@ def summary(cell: Cell, folder: Path, ended: dict[str, Any]) -> dict[str, Any]:
     Returns:
         ``arm``, ``lr``, ``seed``, ``recipe`` (plain), ``ending``, ``message``, ``steps`` (asked for), ``updates``
         (applied), ``final_loss`` (the last that is finite) with ``final_step``, ``best_loss`` with ``best_step``,
-        ``force_residual`` (median over samples) and ``force_residual_max`` at the end, ``curve`` (``step``,
-        ``validation_loss``, ``validation_force_residual`` of every evaluation), ``seconds_per_update`` (median),
+        ``force_residual`` (median over samples) and ``force_residual_max`` at the end, ``unsettled`` (share of the
+        samples of deep evaluations that did not settle, at the end) and ``unsettled_worst`` (the largest of all
+        evaluations), ``curve`` (``step``, ``validation_loss``, ``validation_force_residual``, ``validation_unsettled``
+        of every evaluation), ``seconds_per_update`` (median),
         ``seconds``, ``acts`` of the guard (``step``, ``act``), ``broken`` (why, see :func:`broken`; None if it did
         not), ``with`` (versions and threads of the run). Unknown numbers are NaN.
 
@@ -90,12 +94,20 @@ def summary(cell: Cell, folder: Path, ended: dict[str, Any]) -> dict[str, Any]:
         "best_step": best["step"],
         "force_residual": last["validation_force_residual"],
         "force_residual_max": last["validation_force_residual_max"],
-        "broken": broken(ended["ending"], losses, last["validation_force_residual"]),
+        "unsettled": last["validation_unsettled"],
+        "unsettled_worst": max((e["validation_unsettled"] for e in evaluations), default=math.nan),
+        "broken": broken(
+            ended["ending"],
+            losses,
+            last["validation_force_residual"],
+            max((e["validation_unsettled"] for e in evaluations), default=math.nan),
+        ),
         "seconds_per_update": statistics.median(seconds) if seconds else math.nan,
         "seconds": round(sum(seconds), 2),
         "acts": [{"step": record["step"], "act": record["act"]} for record in log if "act" in record],
         "curve": {
-            name: [e[name] for e in evaluations] for name in ("step", "validation_loss", "validation_force_residual")
+            name: [e[name] for e in evaluations]
+            for name in ("step", "validation_loss", "validation_force_residual", "validation_unsettled")
         },
         "with": {key: log[0].get(key) for key in ("dyneq", "torch", "threads", "device", "corpus", "corpus_sha256")}
         if log
@@ -104,17 +116,20 @@ def summary(cell: Cell, folder: Path, ended: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def broken(ending: str, losses: Sequence[float], residual: float) -> str | None:
+def broken(ending: str, losses: Sequence[float], residual: float, unsettled: float = math.nan) -> str | None:
     """Return why a run counts as broken, None if it does not.
 
     A run is broken if it did not apply all its updates (a number that was not finite, the fuse, or the guard ended it),
-    if its last validation loss is not finite or more than 0.3 nats above the best it had, or if at its end the force
-    residual after T1 steps (median over the pinned batch) is above 0.1.
+    if its last validation loss is not finite or more than 0.3 nats above the best it had, if at its end the force
+    residual after T1 steps (median over the pinned batch) is above 0.1, or if, where evaluations relax deeply
+    (``run.deep``), more than half of the samples did not settle at one of them: it stopped settling then, whatever
+    became of it later.
 
     Args:
         ending: How it ended.
         losses: Validation losses, in order.
         residual: Force residual at the end.
+        unsettled: Largest share of samples that did not settle in a deep evaluation; NaN if there was none.
     """
     if ending != Ending.COMPLETED:
         return f"ended early: {ending}"
@@ -125,6 +140,8 @@ def broken(ending: str, losses: Sequence[float], residual: float) -> str | None:
         return f"its validation loss rose from {best:.3f} to {losses[-1]:.3f}"
     if losses and not residual <= UNSETTLED:
         return f"it does not settle: force residual {residual:.1e} at the end"
+    if unsettled > LOST:
+        return f"it stopped settling: {unsettled:.0%} of the samples did not at one evaluation"
     return None
 
 
@@ -133,6 +150,7 @@ _NOTHING: dict[str, Any] = {
     "validation_loss": math.nan,
     "validation_force_residual": math.nan,
     "validation_force_residual_max": math.nan,
+    "validation_unsettled": math.nan,
 }
 
 

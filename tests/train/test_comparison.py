@@ -21,7 +21,14 @@ NAN = math.nan
 
 def run(arm: str, seed: int, loss: float, **other: Any) -> dict[str, Any]:
     """A run as `summary` gives it, as far as the table needs it."""
-    filled = {"lr": 0.1, "best_loss": loss, "force_residual": 1e-3, "seconds_per_update": 0.5, "seconds": 5.0}
+    filled = {
+        "lr": 0.1,
+        "best_loss": loss,
+        "force_residual": 1e-3,
+        "unsettled_worst": 0.25,
+        "seconds_per_update": 0.5,
+        "seconds": 5.0,
+    }
     return {"arm": arm, "seed": seed, "final_loss": loss, "broken": None, "acts": [], **filled, **other}
 
 
@@ -47,7 +54,14 @@ def test_a_row_by_hand() -> None:
         **{"arm": "a", "lr": 0.1, "runs": 3, "broke": 1, "loss": 3.0, "loss_runs": 3},
         "loss_half_width": pytest.approx(4.302653 / 3**0.5, rel=1e-6),
         "best_loss": pytest.approx(8 / 3),
-        **{"force_residual": 2e-2, "force_residual_worst": 3e-1, "seconds_per_update": 0.3, "seconds": 20.0, "acts": 2},
+        **{
+            "force_residual": 2e-2,
+            "force_residual_worst": 3e-1,
+            "unsettled": 0.25,
+            "seconds_per_update": 0.3,
+            "seconds": 20.0,
+            "acts": 2,
+        },
     }
 
 
@@ -103,6 +117,12 @@ def test_differences_are_taken_pair_by_pair() -> None:
 def test_what_counts_as_broken(ending: str, losses: list[float], residual: float, why: str | None) -> None:
     found = broken(ending, losses, residual)
     assert (found is None) if why is None else (found is not None and why in found)
+
+
+def test_a_run_that_stopped_settling_once_is_broken_whatever_became_of_it() -> None:
+    assert broken("completed", [2.0, 1.9], 1e-3, 0.5) is None
+    assert broken("completed", [2.0, 1.9], 1e-3, NAN) is None
+    assert "56% of the samples" in (broken("completed", [2.0, 1.9], 1e-3, 0.5625) or "")
 
 
 def trained(recipe: Recipe, folder: Path) -> dict[str, Any]:

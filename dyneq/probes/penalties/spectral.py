@@ -18,7 +18,7 @@ from dyneq.systems.protocol import System
 class SpectralParams(PenaltyParams):
     """Options of spectral."""
 
-    weight: float = Field(1.0, gt=0, description="factor of the term; with scale=task, its share of the task gradient")
+    weight: float = Field(3.0, gt=0, description="factor of the term; with scale=task, its share of the task gradient")
     samples: int | None = Field(4, gt=0, description="samples of the batch it is taken over; all if None")
     pick: Literal["random", "worst"] = Field(
         "worst", description="which: drawn anew, or those with the largest force residuals"
@@ -29,7 +29,7 @@ class SpectralParams(PenaltyParams):
         description="updates for which samples, state and vectors are held; weights are always the present ones",
     )
     further: int = Field(340, ge=0, description="relaxation steps beyond the state of the gradient")
-    bound: float = Field(0.995, gt=0, description="modulus above which a multiplier is penalised")
+    bound: float = Field(0.97, gt=0, description="modulus above which a multiplier is penalised")
     form: Literal["frozen", "total"] = Field(
         "frozen", description="frozen: derivative at the state as it is; total: of the root, by one adjoint solve more"
     )

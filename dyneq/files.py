@@ -60,6 +60,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_there(path: Path) -> bool:
+    """Return whether there is anything, as :func:`is_file` does for files."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def is_folder(path: Path) -> bool:
     """Return whether there is a folder, as :func:`is_file` does for files."""
     try:

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from dyneq.cli.options import json_option, quiet_option, store_option
 from dyneq.cli.tables import plain
 from dyneq.errors import DyneqError, UsageError
+from dyneq.files import is_folder
 
 if TYPE_CHECKING:
     from dyneq.train.loop import Hooks, Outcome
@@ -165,7 +166,7 @@ def _overrides(
 def _folder(name: str) -> Path:
     path = Path(name)
     bare = path.name == name and name not in (".", "..")
-    return RUNS / name if bare and not path.is_dir() else path
+    return RUNS / name if bare and not is_folder(path) else path
 
 
 def _default_name(source: str | None, recipe: "Recipe") -> str:

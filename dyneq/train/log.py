@@ -14,6 +14,18 @@ from dyneq.train import parallel
 Record = dict[str, Any]
 
 
+class Unwritten(DyneqError):
+    """A file of a run could not be written; what was written before is whole, and the run can be resumed."""
+
+
+def unwritten(path: Path, error: OSError) -> Unwritten:
+    """Return what to raise when a file of a run folder cannot be written."""
+    return Unwritten(
+        f"{path} cannot be written ({error.strerror or error}); what was saved before is whole: see to it that there is "
+        f"room, then continue with --resume {path.parent}"
+    )
+
+
 def read_log(path: Path) -> list[Record]:
     """Return the records of a log, in order; a line that a kill cut short ends it.
 
@@ -41,6 +53,9 @@ def cut_log(path: Path, step: int) -> list[Record]:
     Args:
         path: The log; one that does not exist counts as empty.
         step: Number of updates the weights have had; -1 empties the log.
+
+    Raises:
+        DyneqError: If it cannot be read or written.
     """
     if not path.exists():
         return []
@@ -56,24 +71,41 @@ class TrainingLog:
         path: The file, appended to.
 
     Raises:
-        DyneqError: If it cannot be opened.
+        Unwritten: If it cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
-            self._file = open(path if parallel.first() else os.devnull, "a", encoding="utf-8")  # noqa: SIM115
+            # no buffer, which would try again to write what could not be written when the file is closed
+            self._file = open(path if parallel.first() else os.devnull, "ab", buffering=0)  # noqa: SIM115
         except OSError as error:
-            raise DyneqError(f"the training log {path} cannot be written ({error.strerror or error})") from None
+            raise unwritten(path, error) from None
 
     def append(self, record: Record) -> None:
-        """Write one record and hand it to the operating system, so that it survives a kill of this process."""
-        self._file.write(_line(record))
-        self._file.flush()
+        """Write one record and hand it to the operating system, so that it survives a kill of this process.
+
+        Raises:
+            Unwritten: If it cannot be written.
+        """
+        left = memoryview(_line(record).encode())
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise unwritten(self._path, error) from None
 
     def sync(self) -> None:
-        """Wait until everything written is on disk, so that no saved state is ever ahead of its log."""
-        if parallel.first():
-            os.fsync(self._file.fileno())
+        """Wait until everything written is on disk, so that no saved state is ever ahead of its log.
+
+        Raises:
+            Unwritten: If the disk refuses.
+        """
+        try:
+            if parallel.first():
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise unwritten(self._path, error) from None
 
     def __enter__(self) -> Self:
         return self

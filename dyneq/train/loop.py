@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from dyneq import __version__
+from dyneq.errors import DyneqError
 from dyneq.probes.penalties.base import Penalty
 from dyneq.train import parallel
 from dyneq.train.data import corpus_of
-from dyneq.train.log import Record, TrainingLog, cut_log
+from dyneq.train.log import Record, TrainingLog, Unwritten, cut_log
 from dyneq.train.plateau import Watch
 from dyneq.train.progress import Progress, SilentProgress
 from dyneq.train.recipe import Recipe
@@ -97,7 +98,14 @@ def start(recipe: Recipe, folder: str | Path, *, device: str = "cpu", hooks: Hoo
         trainer = _trainer(recipe, own_device, hooks)
         run = parallel.lead(lambda: RunFolder.create(folder, recipe))
         with run.locked():
-            return _run(trainer, run, hooks)
+            try:
+                return _run(trainer, run, hooks)
+            except Unwritten:
+                raise
+            except DyneqError:
+                if trainer.step == 0 and parallel.first():  # what cannot even begin leaves nothing behind
+                    run.discard()
+                raise
 
 
 def resume(folder: str | Path, *, device: str = "cpu", hooks: Hooks | None = None) -> Outcome:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dyneq.errors import DyneqError, UsageError
+from dyneq.files import is_file, is_there
 from dyneq.train import parallel
 from dyneq.train.moving import STABLE, stable_name
 from dyneq.train.recipe import Recipe, load_recipe
@@ -55,7 +56,7 @@ class RunFolder:
             DyneqError: If it cannot be made.
         """
         run = cls(path)
-        if run.path.exists():
+        if is_there(run.path):
             raise UsageError(
                 f"there is already something at {run.path}, and a run never starts over another; continue it with "
                 f"--resume {run.path}, or choose another --run"
@@ -80,7 +81,7 @@ class RunFolder:
             DyneqError: If there is no run.
         """
         run = cls(path)
-        if not run.recipe_file.is_file():
+        if not is_file(run.recipe_file):
             raise DyneqError(f"{run.path} holds no run to resume (no recipe.toml in it); name the folder of a run")
         return run
 
@@ -95,17 +96,34 @@ class RunFolder:
         Of several processes that train together the first one holds it.
 
         Raises:
-            DyneqError: If another process is training here.
+            DyneqError: If another process is training here, or the folder cannot be written.
         """
         if not parallel.first():
             yield
             return
-        with open(self.recipe_file, "rb") as file:
+        try:
+            file = open(self.recipe_file, "rb")  # noqa: SIM115
+        except OSError as error:
+            raise DyneqError(
+                f"{self.recipe_file} cannot be read ({error.strerror or error}); see to its permissions"
+            ) from None
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise DyneqError(f"another process is training in {self.path}; wait for it or stop it") from None
             # only this process writes here now: what an earlier one was writing when it was killed is waste
-            for leftover in self.path.glob(".*.tmp"):
-                leftover.unlink(missing_ok=True)
+            try:
+                for leftover in self.path.glob(".*.tmp"):
+                    leftover.unlink(missing_ok=True)
+            except OSError as error:
+                raise DyneqError(
+                    f"{self.path} cannot be written ({error.strerror or error}); see to its permissions, or copy the "
+                    "run to a writable place and resume it there"
+                ) from None
             yield
+
+    def discard(self) -> None:
+        """Remove the folder of a run that could not begin; one with a snapshot stays."""
+        if not any(self.path.glob("*.pt")):
+            shutil.rmtree(self.path, ignore_errors=True)

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from dyneq.errors import DyneqError
 from dyneq.systems.checkpoint import Checkpoint
 from dyneq.systems.checkpoint_io import load_checkpoint, save_checkpoint
 from dyneq.train import parallel
+from dyneq.train.log import unwritten
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,22 @@ Sink = Callable[[Snapshot], None]
 
 
 def write_snapshot(path: Path, checkpoint: Checkpoint) -> Snapshot:
-    """Write a checkpoint atomically, with whatever training state it carries."""
-    sha256 = parallel.lead(lambda: save_checkpoint(path, checkpoint))
+    """Write a checkpoint atomically, with whatever training state it carries.
+
+    Raises:
+        Unwritten: If the file cannot be written.
+    """
+    sha256 = parallel.lead(lambda: _saved(path, checkpoint))
     return Snapshot(path, sha256, checkpoint.step, checkpoint.metrics)
+
+
+def _saved(path: Path, checkpoint: Checkpoint) -> str:
+    try:
+        return save_checkpoint(path, checkpoint)
+    except DyneqError as error:
+        if isinstance(error.__cause__, OSError):
+            raise unwritten(path, error.__cause__) from None
+        raise
 
 
 def read_state(path: Path) -> tuple[Checkpoint, dict[str, torch.Tensor]]:

@@ -64,9 +64,15 @@ class Stepper:
         scales = self._scales.values() if self.section.mup_base else [1.0]
         for group, own in zip(self.optimizer.param_groups, scales, strict=True):
             group["lr"] = lr * own
-        self.optimizer.step()
+        fits = True
+        try:
+            self.optimizer.step()
+        except RuntimeError as error:
+            fits = "overflow" not in str(error)  # the learning rate is no number of this precision
+            if fits:
+                raise
         self.optimizer.zero_grad(set_to_none=True)
-        if not torch.stack([torch.isfinite(p).all() for p in self.parameters.values()]).all():
+        if not fits or not torch.stack([torch.isfinite(p).all() for p in self.parameters.values()]).all():
             with torch.no_grad():
                 for p, old in zip(self.parameters.values(), before, strict=True):
                     p.copy_(old)

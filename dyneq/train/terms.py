@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dyneq.errors import UsageError
 from dyneq.gradients.base import Gradient, Grouped
 from dyneq.probes.penalties import registry
 from dyneq.probes.penalties.base import Penalty
 from dyneq.probes.penalties.contribution import Contribution, contribution, grouped_norm
+from dyneq.systems.block import EquilibriumBlock
 from dyneq.systems.protocol import System
 
 #: Controllers read step residuals at this eps, whatever the run's own is.
@@ -34,6 +36,24 @@ class Terms:
         self.generator = torch.Generator().manual_seed(seed)
         self.boost = 1.0
         self.contribute: Callable[..., Contribution] = contribution
+
+    def require(self, block: EquilibriumBlock, prewarm: int = 0) -> None:
+        """Raise unless penalties can act on a block.
+
+        Args:
+            block: The block.
+            prewarm: Updates of the pre-warm, which is a penalty too.
+
+        Raises:
+            UsageError: If there are some, and the block does not relax.
+        """
+        found = [*(p.name for p in self.penalties), *(["stability.prewarm"] if prewarm else [])]
+        if found and not block.relaxes:
+            names = ", ".join(found)
+            raise UsageError(
+                f"penalties act on a relaxation, but {type(block).__name__} computes its output in one pass and does "
+                f"not relax; drop {names}, or choose a block that relaxes"
+            )
 
     def contributions(self, system: System, gradient: Gradient, step: int) -> dict[str, Contribution]:
         """Return what each penalty that is due adds to the update number ``step``.

@@ -68,6 +68,7 @@ class Trainer:
         whole = self.block.mask is None and corpus.vocabulary.unit != "character"
         self._tokens_per_character = corpus.tokens_per_character(drawn.targets) if whole else None
         self.terms = Terms(recipe.penalty, recipe.run.seed, penalties)
+        self.terms.require(self.block, recipe.stability.prewarm)
         self.stepper = Stepper(self.block, recipe.optimizer, recipe.stability.weight_cap)
         self.parameters = self.stepper.parameters
         parallel.require_same("recipe", recipe.to_toml())

@@ -36,8 +36,8 @@ class Look:
         restless: Samples neither at rest nor falling.
         samples: Samples looked at.
         depth: Relaxation steps taken.
-        t1: Force residual that training batches reached since the look before, the median of their medians; None
-            if there were none.
+        t1: Force residual of the worst sample of a training batch, the median since the look before; None if there
+            were none.
     """
 
     at: int
@@ -66,8 +66,8 @@ class Look:
         settles = "all settle" if not self.restless else f"{self.restless} of {self.samples} samples do not settle"
         training = "" if self.t1 is None else f"{self.t1:.1e} in training and "
         return (
-            f"leading multiplier {self.modulus:.4f}, force residual {training}{self.residual:.1e} after {self.depth} "
-            f"steps, {settles}"
+            f"leading multiplier {self.modulus:.4f}, worst force residual {training}{self.residual:.1e} after "
+            f"{self.depth} steps, {settles}"
         )
 
 
@@ -82,7 +82,7 @@ def take_look(system: System, depth: int, generator: torch.Generator, at: int = 
         depth: Relaxation steps.
         generator: Randomness of Krylov starts, where blocks are too large for dense algebra.
         at: When the look is taken, in updates.
-        t1: Force residual of the training batches since the look before.
+        t1: Worst force residual of the training batches since the look before.
     """
     relaxed, heights = _deep(system, depth)
     residual = relaxed.residuals.force

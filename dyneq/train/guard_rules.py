@@ -2,7 +2,7 @@
 
 import enum
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dyneq.train.guard_look import REST, Look
@@ -15,8 +15,8 @@ NEAR = 0.95
 NEAR_SHARE = 0.1
 #: Force residual after the deep relaxation at which it counts as no longer settling, for the forecast of its trend.
 LATE = 1e-2
-#: Force residual of training batches at which the relaxation is too short for the weights: what controllers steer to.
-LATE_T1 = 2e-2
+#: Force residual of the worst sample of training batches at which a gradient through it can be anything.
+LATE_T1 = 0.1
 #: Growth of that residual over the last stable look's that is a strong one, if it is at LATE as well.
 GROWN = 10.0
 #: Share of the samples that must not settle for a run to be broken; fewer are a warning.
@@ -31,7 +31,7 @@ class Mood(enum.StrEnum):
     WARNING = "warning"
     """A multiplier will be at 1 within the horizon, is there, or a sample does not settle."""
     BROKEN = "broken"
-    """The fixed points are lost, or the validation loss is."""
+    """The fixed points are lost, or the loss or the gradient is."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Verdict:
         why: The reason with its numbers, to go on after "because"; empty when calm.
         multiplier: When the leading multiplier will be at 1.
         residual: When the deep force residual will be at :data:`LATE`.
-        t1: When the force residual of training batches will be at :data:`LATE_T1`.
+        t1: When the worst force residual of training batches will be at :data:`LATE_T1`.
         soon: Whether it is there already, or will be before the next look.
     """
 
@@ -55,17 +55,14 @@ class Verdict:
     soon: bool = False
 
 
-def judge(
-    section: GuardSection, looks: Sequence[Look], stable: Look | None, loss: float | None, best: float
-) -> Verdict:
+def judge(section: GuardSection, looks: Sequence[Look], stable: Look | None, blown: str = "") -> Verdict:
     """Return how a run stands.
 
     Args:
         section: The guard of the recipe.
         looks: Those the trend is fitted to, the last one is now.
         stable: The last stable one; None if there was none yet.
-        loss: The validation loss, if it was just measured.
-        best: The lowest there was.
+        blown: What tells without a look that it is broken, from :func:`blown_up`; empty if nothing does.
     """
     now, at = looks[-1], [float(look.at) for look in looks]
     multiplier = forecast(at, [look.modulus for look in looks], 1.0)
@@ -78,9 +75,8 @@ def judge(
     def verdict(mood: Mood, why: str, soon: bool = False) -> Verdict:
         return Verdict(mood, why, multiplier, residual, late, soon)
 
-    if loss is not None and not loss <= best + section.blow_up:
-        why = f"the validation loss is {loss:.3f}, more than {section.blow_up:g} above its best, {best:.3f} ({now})"
-        return verdict(Mood.BROKEN, why, soon=True)
+    if blown:
+        return verdict(Mood.BROKEN, f"{blown} ({now})", soon=True)
     crossed = not now.modulus < 1
     grown = stable is not None and now.residual >= max(LATE, GROWN * stable.residual)
     if stable is not None and now.restless >= LOST * now.samples and (crossed or grown):
@@ -91,7 +87,7 @@ def judge(
     watched = [
         ("leading multiplier", 1, multiplier, now.modulus >= NEAR),
         ("force residual after the deep relaxation", LATE, residual, now.residual >= NEAR_SHARE * LATE),
-        ("force residual in training", LATE_T1, late, now.t1 is not None and now.t1 >= NEAR_SHARE * LATE_T1),
+        ("worst force residual in training", LATE_T1, late, now.t1 is not None and now.t1 >= NEAR_SHARE * LATE_T1),
     ]
     coming = [
         (told.updates, f"the {what} {_coming(told, bound)}")
@@ -102,6 +98,26 @@ def judge(
         return verdict(Mood.CALM, "")
     why = f"{' and '.join(sentence for _, sentence in coming)} ({now})"
     return verdict(Mood.WARNING, why, soon=min(updates for updates, _ in coming) <= section.every)
+
+
+def blown_up(section: GuardSection, losses: Mapping[str, tuple[float, float]], spike: str) -> str:
+    """Return what tells without a look that a run is broken; empty if nothing does.
+
+    Args:
+        section: The guard of the recipe.
+        losses: By their names, losses as they are and the lowest there were.
+        spike: What happened to the gradient's norm; empty if nothing did.
+    """
+    return "; ".join(
+        [
+            *(
+                f"the {name} is {loss:.3f}, more than {section.blow_up:g} above its best, {best:.3f}"
+                for name, (loss, best) in losses.items()
+                if not loss <= best + section.blow_up
+            ),
+            *([spike] if spike else []),
+        ]
+    )
 
 
 def _coming(told: Forecast, bound: float) -> str:

@@ -195,8 +195,7 @@ def _run(trainer: Trainer, run: RunFolder, hooks: Hooks) -> Outcome:
                 record |= {"plateau": plateau.plateau.value, "plateau_why": plateau.sentence}
             log.append(record)
             tracking.record(record)
-            if "loss" in record:
-                progress.update(record)
+            progress.update(record)
             if plateau is not None and plateau.told:
                 progress.note(f"update {record['step']}: {plateau.sentence}")
             for what in ("switch", "act"):
@@ -208,7 +207,7 @@ def _run(trainer: Trainer, run: RunFolder, hooks: Hooks) -> Outcome:
                 _save(trainer, run, log)
         if snapshot == run.last_file and parallel.lead(run.snapshot_file(trainer.step).exists):
             snapshot = run.snapshot_file(trainer.step)  # there was nothing left to do
-        seconds, told = time.monotonic() - began, None if guard is None else guard.summary()
+        seconds, told = time.monotonic() - began, None if guard is None else guard.levers.summary()
         outcome = Outcome(ending, sentence, trainer.step, snapshot, run.path, seconds, trainer.metrics, told)
         tracking.finish(outcome)
     return outcome

@@ -1,0 +1,86 @@
+"""What the guard can move, and what it has moved: the learning rate's share and the factor on penalties' weights."""
+
+from typing import TYPE_CHECKING, Any
+
+from dyneq.train.log import Record
+from dyneq.train.sections import GuardSection
+
+if TYPE_CHECKING:
+    from dyneq.train.trainer import Trainer
+
+ROLLED_BACK, LOWERED, BOOSTED, TAKEN_BACK = "rolled_back", "lowered", "boosted", "taken_back"
+_WORDS = {
+    ROLLED_BACK: "rolled back",
+    LOWERED: "lowered the learning rate",
+    BOOSTED: "raised the penalties' weights",
+    TAKEN_BACK: "took an act back",
+}
+
+
+class Levers:
+    """The learning rate and the penalties of a run, within the bounds of its guard.
+
+    Args:
+        section: The guard of the recipe.
+
+    Attributes:
+        counts: How often what was done.
+    """
+
+    def __init__(self, section: GuardSection) -> None:
+        self.section = section
+        self.counts = dict.fromkeys(_WORDS, 0)
+        self._undoable: list[str] = []
+
+    def slow_down(self, trainer: "Trainer") -> list[str]:
+        """Lower the learning rate; return what was done, nothing at the bound."""
+        share = max(self.section.smallest, trainer.lr_share * self.section.lower)
+        if share >= trainer.lr_share:
+            return []
+        trainer.lr_share = share
+        self._note(LOWERED)
+        return [f"lowers the learning rate to {share:.3g} of the recipe's"]
+
+    def strengthen(self, trainer: "Trainer") -> list[str]:
+        """Raise the weights of the penalties; return what was done, nothing at the bound or without any."""
+        boost = min(self.section.largest, trainer.terms.boost * self.section.boost)
+        if not trainer.terms.penalties or boost <= trainer.terms.boost:
+            return []
+        trainer.terms.boost = boost
+        self._note(BOOSTED)
+        return [f"raises the penalties' weights to {boost:.3g} times the recipe's"]
+
+    @property
+    def undoable(self) -> bool:
+        """Whether an act is left to take back."""
+        return bool(self._undoable)
+
+    def take_back(self, trainer: "Trainer") -> str:
+        """Take the last act back; return what was done."""
+        self.counts[TAKEN_BACK] += 1
+        if self._undoable.pop() == LOWERED:
+            trainer.lr_share = min(1.0, trainer.lr_share / self.section.lower)
+            return f"raises the learning rate again, to {trainer.lr_share:.3g} of the recipe's"
+        trainer.terms.boost = max(1.0, trainer.terms.boost / self.section.boost)
+        return f"lowers the penalties' weights again, to {trainer.terms.boost:.3g} times the recipe's"
+
+    def _note(self, act: str) -> None:
+        self._undoable.append(act)
+        self.counts[act] += 1
+
+    def settings(self, trainer: "Trainer") -> Record:
+        """Return where they stand, for the log."""
+        return {"guard_lr_share": trainer.lr_share, "guard_boost": trainer.terms.boost}
+
+    def summary(self) -> str:
+        """Return what the guard did in a run, in one sentence."""
+        done = [f"{words} {n} time{'s' if n > 1 else ''}" for act, words in _WORDS.items() if (n := self.counts[act])]
+        return f"the guard {', '.join(done)}" if done else "the guard had nothing to do"
+
+    def state(self) -> dict[str, Any]:
+        """Return what it remembers."""
+        return {"counts": dict(self.counts), "undoable": list(self._undoable)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from what :meth:`state` gave."""
+        self.counts, self._undoable = dict(state["counts"]), list(state["undoable"])

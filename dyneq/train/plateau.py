@@ -121,19 +121,19 @@ def _told(m: dict[str, float | None], loss: float, falls: str, evidence: dict[st
     numbers = ", ".join(part for part in known if part) or "no residual in the log"
 
     def said(plateau: Plateau, words: str) -> Reading:
-        return Reading(plateau, f"stalled at a loss of {loss:.3f}, {falls}; {words} ({numbers})", evidence)
+        return Reading(plateau, f"{words} (stalled at a loss of {loss:.3f}: {falls}; {numbers})", evidence)
 
     equilibrium = adjoint is not None or skipped is not None
     if (skipped or 0) > MOST or (equilibrium and residual is not None and residual >= HIGH):
         return said(
             Plateau.INVALID,
-            "the plateau is invalid, the gradients are those of no fixed point: go back to a snapshot that settles "
+            "invalid plateau, the gradients are those of no fixed point: go back to a snapshot that settles "
             "(`dyneq diagnose` finds it) and add --reg floss or the guard; a heavier jacreg will not bring it back",
         )
     if share is not None and share > MOST:
         return said(
             Plateau.FIGHT,
-            "a controller fight, the update is mostly the penalties': lower their weights or the controller's ceiling "
+            "controller fight, the update is mostly the penalties': lower their weights or the controller's ceiling "
             "(jacreg: ceiling, or controller=frozen); `dyneq decompose` tells them apart",
         )
     contracted = residual is not None and residual <= AT_REST  # where increments are rounding, there is no rate

@@ -60,7 +60,7 @@ def test_stalled_runs_are_told_apart(plateau: Plateau, numbers: Record) -> None:
     records = [{k: v for k, v in r.items() if v is not None} for r in run(**numbers)]
     found = reading(records)
     assert found.plateau is plateau, found.sentence
-    assert found.sentence.startswith("stalled at a loss of 2.")
+    assert "(stalled at a loss of 2." in found.sentence
     # and the same numbers in a run that descends are no plateau
     falling = [{k: v for k, v in r.items() if v is not None} for r in run(slope=-1e-3, **numbers)]
     assert reading(falling).plateau is Plateau.NONE

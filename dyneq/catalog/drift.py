@@ -88,8 +88,8 @@ def drift(
         )
     rates = rates_of(run.log, first.recipe, first.evaluation.sha256, run.snapshots[-1].step)
     ds = xr.concat(rows, "step", data_vars="all", coords="minimal", compat="override", join="outer")
-    depth, state = _places(parts)
-    ds = describe(_with_rates(ds, rates), residual_depth=depth, state=state, reference=measuring.reference)
+    depth, state = _places(measuring.parts)
+    ds = describe(_with_rates(ds, rates), residual_depth=depth, state=state, against=measuring.against)
     if measuring.horizon:
         ds["cosine"].attrs["horizon"] = measuring.horizon
     ds.attrs = {
@@ -97,10 +97,10 @@ def drift(
         "learning_rates": rates.source,
         "pinned_samples": first.evaluation.tokens.shape[0],
         "batch_sha256": first.evaluation.first(measuring.settings["batch"]).sha256,
-        "params": json.dumps({p.probe.name: p.params.model_dump(mode="json") for p in parts}),
+        "params": json.dumps({p.probe.name: p.plain() for p in measuring.parts}),
     }
     refused = [f"{name} is left out: {reason}" for name, reason in measuring.refused.items()]
-    notes = (*([rates.note] if rates.note else []), *refused)
+    notes = (*([rates.note] if rates.note else []), *measuring.notes, *refused)
     return Drift(ds, tuple(measuring.missing), measuring.measured, measuring.found, notes)
 
 

@@ -1,7 +1,10 @@
 """What the variables of a drift are called, their units, error bars and roles."""
 
+from collections.abc import Mapping
+
 import xarray as xr
 
+from dyneq.catalog.drift_follow import SERIES
 from dyneq.probes.base import CERTIFICATE, EXACT, annotate
 
 _SAMPLES = "95 % interval of Student over samples"
@@ -52,6 +55,20 @@ _ATTRIBUTES = {
     "cumulative_lr": ("sum of the learning rates of the updates up to the snapshot", "1"),
     "log_loss": ("validation loss recorded in training, after T1 steps on the whole pinned batch", "nats per token"),
     "log_cumulative_lr": ("sum of the learning rates of the updates up to that evaluation", "1"),
+    "triangulate_batches": ("batches the intervals of triangulate are over", "batches"),
+    "navg_batches": ("batches the intervals of navg are over", "batches"),
+    "navg_marked_samples": ("samples whose gradient carries a reservation; `dyneq navg` names it", ""),
+    "decompose_batches": ("batches the intervals of decompose are over", "batches"),
+    "task_marked_samples": (
+        "samples whose task gradient carries a reservation; `dyneq decompose` names it",
+        "",
+    ),
+    "penalty_noise": ("share of the penalty's squared norm that is the noise of its random vectors", "1"),
+    "lrsweep_samples": ("samples the intervals of lrsweep are over", "samples"),
+    "gradient_marked_samples": ("samples whose gradient carries a reservation; `dyneq lrsweep` names it", ""),
+    "step_best_lr": ("learning rate, of those tried, with the lowest loss after one step", "1"),
+    "step_inside": ("1 if it lies inside the grid, 0 if at an end, where the best may lie beyond", ""),
+    "step_short": ("1 if the gradient falls short for its direction, 0 if not, NaN where this is undetermined", ""),
     "at_loss": ("validation loss at this cumulative learning rate, linear between snapshots", "nats per token"),
     "at_loss_error": (f"half-width: {_SAMPLES} plus the estimated error of interpolation", "nats per token"),
     "at_step": ("step at which the run has this cumulative learning rate, linear between snapshots", "updates"),
@@ -61,7 +78,17 @@ _ATTRIBUTES = {
         "nats per token",
     ),
 }
+_FOLLOWED = [series for series in SERIES if series.name not in _ATTRIBUTES]
+for _series in _FOLLOWED:
+    _words = _series.words.format("the reference").removeprefix("the ").rstrip(",")
+    _units = "nats per token" if _series.name.startswith("step_") else "1"
+    _ATTRIBUTES |= {
+        _series.name: (_words, _units),
+        f"{_series.name}_error": (f"distance to the farther end of its interval: {_words}", _units),
+        f"{_series.name}_interval": (f"ends of the 95 % interval over batches or samples: {_words}", _units),
+    }
 _BARS = {
+    **{series.name: f"{series.name}_error" for series in _FOLLOWED},
     **{
         n: f"{n}_error"
         for n in ("validation_loss", "abscissa", "spectral_radius", "cosine", "norm_ratio", "self_cosine")
@@ -75,12 +102,19 @@ _ROLES = {
     **dict.fromkeys(("recorded_force_residual", "recorded_force_residual_max"), CERTIFICATE),
     **dict.fromkeys(("samples_without_loss", "unsettled", "marked_samples", "leading_sample", "leading_token"), EXACT),
     **dict.fromkeys(("unstable", "step_unstable", "stable", "undecided", "no_fixed_point"), EXACT),
+    **dict.fromkeys(("triangulate_batches", "navg_batches", "decompose_batches", "lrsweep_samples"), EXACT),
+    **dict.fromkeys(("navg_marked_samples", "task_marked_samples", "gradient_marked_samples"), EXACT),
+    **dict.fromkeys(("step_best_lr", "step_inside", "step_short"), EXACT),
+    "penalty_noise": CERTIFICATE,
 }
 _DIMENSIONS = {
     "step": ("updates the weights have had", "updates"),
     "update": ("updates at an evaluation the log recorded", "updates"),
     "sample": ("sample of the pinned batch", ""),
     "estimator": ("gradient estimator", ""),
+    "navg_estimator": ("gradient estimator that is averaged", ""),
+    "penalty": ("penalty beside the loss", ""),
+    "gradient": ("gradient a step is taken along", ""),
     "at_cumulative_lr": ("cumulative learning rate at which the runs are compared", "1"),
     "bound": ("end of an interval", ""),
     "run": ("run", ""),
@@ -96,15 +130,22 @@ _AT_DEPTH = (
 )
 
 
-def describe(ds: xr.Dataset, *, residual_depth: int | None = None, state: str = "", reference: str = "") -> xr.Dataset:
+def describe(
+    ds: xr.Dataset,
+    *,
+    residual_depth: int | None = None,
+    state: str = "",
+    against: Mapping[str, str] | None = None,
+) -> xr.Dataset:
     """Return a drift with long_name, units, error bars and roles on every variable.
 
     Args:
         ds: The series.
         residual_depth: Depth at which loss and residual are read.
         state: Where the spectrum is taken.
-        reference: What the gradients are held against.
+        against: What the gradients are held against, by probe.
     """
+    held = {s.name: (against or {}).get(s.count.partition("_")[0], "") for s in SERIES}
     for name in map(str, ds.data_vars):
         long_name, units = _ATTRIBUTES[name]
         ds[name].attrs.update(long_name=long_name, units=units)
@@ -112,8 +153,8 @@ def describe(ds: xr.Dataset, *, residual_depth: int | None = None, state: str = 
             ds[name].attrs["depth"] = residual_depth
         if name in ("abscissa", "spectral_radius", "leading_mu") and state:
             ds[name].attrs["state"] = state
-        if name in ("cosine", "norm_ratio") and reference:
-            ds[name].attrs["reference"] = reference
+        if held.get(name):
+            ds[name].attrs["reference"] = held[name]
     for name in map(str, ds.dims):
         if name in _DIMENSIONS and name in ds.coords:
             long_name, units = _DIMENSIONS[name]

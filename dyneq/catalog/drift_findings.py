@@ -6,8 +6,10 @@ from itertools import pairwise
 import numpy as np
 import xarray as xr
 
+from dyneq.catalog.drift_moved import moved
 from dyneq.catalog.drift_turns import FAITHFUL, Turn, conditions, turn, unknown_pairs, unordered
 from dyneq.probes.base import Finding
+from dyneq.probes.decompose_summary import NOISE
 
 
 def findings(ds: xr.Dataset, notes: Sequence[str] = ()) -> list[Finding]:
@@ -17,7 +19,7 @@ def findings(ds: xr.Dataset, notes: Sequence[str] = ()) -> list[Finding]:
         ds: The series of one run.
         notes: What a reader has to know besides.
     """
-    return [_summary(ds), *_turns(ds), *_doubts(ds), *(Finding("warning", note) for note in notes)]
+    return [_summary(ds), *_turns(ds), *moved(ds), *_doubts(ds), *(Finding("warning", note) for note in notes)]
 
 
 def _summary(ds: xr.Dataset) -> Finding:
@@ -126,6 +128,7 @@ def _doubts(ds: xr.Dataset) -> list[Finding]:
                 "there need not be the estimator's fault"
             )
             found.append(Finding("warning", text))
+    found += _followed(ds)
     if "no_fixed_point" in ds and np.nansum(ds["no_fixed_point"].values):
         worst = int(np.nanargmax(ds["no_fixed_point"].values))
         text = (
@@ -135,6 +138,39 @@ def _doubts(ds: xr.Dataset) -> list[Finding]:
         )
         found.append(Finding("warning", text))
     return found
+
+
+def _followed(ds: xr.Dataset) -> list[Finding]:
+    """Return what makes numbers of decompose and lrsweep less than they seem."""
+    found = []
+    if "penalty_noise" in ds:
+        noise = ds["penalty_noise"].transpose("penalty", "step").values
+        for name, share in zip(ds["penalty"].values, noise, strict=True):
+            if (noisy := ds["step"].values[share > NOISE]).size:
+                text = (
+                    f"{name}: up to {100 * np.nanmax(share):.2g} % of its squared norm is the noise of random vectors "
+                    f"(above {100 * NOISE:g} % at the steps {_listed(noisy)}): its k there is too large and its cosine "
+                    "too near 0; ask for more (--follow decompose:draws=16)"
+                )
+                found.append(Finding("warning", text))
+    if "step_inside" in ds:
+        at_end: dict[str, list[str]] = {}
+        for name, inside in zip(
+            ds["gradient"].values, ds["step_inside"].transpose("gradient", "step").values, strict=True
+        ):
+            if (ends := ds["step"].values[inside == 0]).size:
+                at_end.setdefault(_listed(ends), []).append(str(name))
+        for steps, names in at_end.items():
+            text = (
+                f"the best rate of one step along {', '.join(names)} is at an end of those tried at the steps {steps}: "
+                "it may be better still beyond; give other rates (--follow lrsweep:lr=[0.01,0.1,1,10,100])"
+            )
+            found.append(Finding("warning", text))
+    return found
+
+
+def _listed(steps: np.ndarray) -> str:
+    return ", ".join(map(str, steps[:6])) + (", ..." if len(steps) > 6 else "")
 
 
 def comparison(ds: xr.Dataset, reasons: Sequence[str] = ()) -> list[Finding]:

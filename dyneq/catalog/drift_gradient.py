@@ -27,12 +27,14 @@ def of_triangulate(ds: xr.Dataset) -> xr.Dataset:
     }
     for name in ("cosine_interval", "norm_ratio_interval"):
         found[name] = (("estimator", "bound"), held[name].transpose("estimator", "bound").values)
+    found["triangulate_batches"] = float(ds.sizes["batch"])
     found["marked_samples"] = ("estimator", own["marked"].any("mark").sum("sample").values.astype(np.float64))
     refusals = {str(n): str(r) for n, r in zip(own["estimator"].values, own["refusal"].values, strict=True) if r}
     coords = {"estimator": own["estimator"].values, "bound": ds["bound"].values}
     horizon = [str(n) for n, role in zip(own["estimator"].values, own["role"].values, strict=True) if role == "horizon"]
     attributes = {
         "reference": str(ds["reference"].values[0]),
+        "against": str(ds["reference"].values[0]),
         "horizon": "".join(horizon[:1]),
         "refusals": json.dumps(refusals),
     }

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from dyneq.catalog.drift_parts import FEW, Part
+from dyneq.catalog.drift_penalties import remarks
 from dyneq.catalog.drift_runs import Missing, Snapshot
 from dyneq.catalog.measure import measure
 from dyneq.catalog.resolve import Subject
@@ -36,17 +37,20 @@ class Measuring:
         found: Results the store had.
         first: The first snapshot that could be opened.
         refused: Probes and estimators that do not fit, and why.
-        reference: What the gradients are held against, empty if none were.
+        against: What the gradients are held against, by probe.
         horizon: The reference at its other depth, empty if there is none.
+        notes: What a reader has to know of the penalties.
     """
 
     def __init__(self, parts: Sequence[Part], store: Store, settings: dict[str, Any]) -> None:
-        self.parts, self.store, self.settings = parts, store, settings
+        self.parts, self.store, self.settings = list(parts), store, settings
         self.missing: list[Missing] = []
         self.measured = self.found = 0
         self.first: Checkpoint | None = None
         self.refused: dict[str, str] = {}
-        self.reference = self.horizon = ""
+        self.against: dict[str, str] = {}
+        self.horizon = ""
+        self.notes: list[str] = []
 
     def row(self, snapshot: Snapshot, progress: Progress) -> xr.Dataset | None:
         """Return everything measured of one snapshot, along a ``step`` of length one; None if there is nothing.
@@ -95,7 +99,8 @@ class Measuring:
         if done.unsaved is not None:
             self.missing.append(Missing(subject.name, name, f"it is shown, but could not be stored: {done.unsaved}"))
         series = part.series(done.dataset)
-        self.reference = series.attrs.get("reference", self.reference)
+        if "against" in series.attrs:
+            self.against[name] = series.attrs["against"]
         self.horizon = series.attrs.get("horizon", self.horizon)
         self.refused |= json.loads(series.attrs.get("refusals", "{}"))
         return [series]
@@ -108,6 +113,7 @@ class Measuring:
         """
         if self.first is None:
             self.first = checkpoint
+            self._fit(checkpoint, label)
             if self.settings["batch"] is None and any(p.probe.name != "residual" for p in self.parts):
                 pinned = checkpoint.evaluation.tokens.shape[0]
                 self.settings = {**self.settings, "batch": min(FEW, pinned)}
@@ -127,6 +133,19 @@ class Measuring:
                 f"{self.first.name} and {label} pin different evaluation batches ({batches[0][:12]} and "
                 f"{batches[1][:12]}), so their losses make no series; {cure}"
             )
+        if any(p.trained for p in self.parts) and self.first.recipe.get("penalty") != checkpoint.recipe.get("penalty"):
+            note = (
+                f"the recipes of {self.first.name} and later snapshots have different penalties; decompose takes those "
+                "of the former throughout"
+            )
+            self.notes += [note] if note not in self.notes else []
+
+    def _fit(self, checkpoint: Checkpoint, label: str) -> None:
+        """Give the parts what they take from the run."""
+        for i, part in enumerate(self.parts):
+            self.parts[i] = part.of_run(checkpoint.recipe)
+            if part.trained:
+                self.notes += remarks(checkpoint.recipe, self.parts[i].plain()["penalty"], label)
 
 
 def within(progress: Progress, label: str, begin: float, length: float) -> Progress:

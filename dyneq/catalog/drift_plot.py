@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from dyneq.catalog.drift_follow_plot import FOLLOWED
 from dyneq.catalog.drift_turns import FAITHFUL, Turn
 from dyneq.errors import UsageError
 
@@ -17,7 +18,7 @@ _MAIN, _WORST, _FAINT = "#08306b", "#b2182b", "0.6"
 
 
 def plot_drift(ds: xr.Dataset, turns: Sequence[Turn] = (), ax: Any = None) -> Figure:
-    """Draw loss, residual, abscissa and cosines of one run over one axis of steps; bands mark where it turned.
+    """Draw loss, residual, abscissa and gradient of one run over one axis of steps; bands mark where it turned.
 
     Args:
         ds: The series of one run.
@@ -31,18 +32,20 @@ def plot_drift(ds: xr.Dataset, turns: Sequence[Turn] = (), ax: Any = None) -> Fi
     if not panels:
         raise UsageError("this drift has no series to draw; measure residual or spectrum")
     if ax is None:
-        figure = Figure(figsize=(9, 0.9 + 2.3 * len(panels)), layout="constrained")
+        figure = Figure(figsize=(9, 0.9 + (2.3 if len(panels) < 8 else 1.9) * len(panels)), layout="constrained")
         axes: Sequence[Axes] = np.atleast_1d(figure.subplots(len(panels), 1, sharex=True)).tolist()
     else:
         axes = list(np.ravel(np.asarray(ax, dtype=object)))
         if len(axes) != len(panels):
             raise UsageError(f"this drift is drawn on {len(panels)} axes, but {len(axes)} were given")
         figure = axes[0].figure  # type: ignore[assignment]
+    banded = False
     for (draw, words), one in zip(panels, axes, strict=True):
         draw(ds, one)
         steps = ds["step"].values
         for turned in turns:
             if any(word in turned.text for word in words):
+                banded = True
                 for stretch in (turned, *turned.earlier):
                     begin = steps[0] if stretch.after is None else stretch.after
                     one.axvspan(begin, stretch.by, color="#fdae6b", alpha=0.7, lw=0, zorder=0)
@@ -50,7 +53,8 @@ def plot_drift(ds: xr.Dataset, turns: Sequence[Turn] = (), ax: Any = None) -> Fi
         one.grid(axis="x", color="0.92", lw=0.6)
     axes[0].set_title(_title(ds), fontsize=10)
     axes[-1].set_xlabel(
-        "step (updates)" + ("; orange: the quantity turned between these snapshots; light: until here" if turns else "")
+        "step (updates)"
+        + ("; orange: the quantity turned between these snapshots; light: until here" if banded else "")
     )
     return figure
 
@@ -174,6 +178,7 @@ _PANELS: tuple[tuple[str, Callable[[xr.Dataset, Axes], None], tuple[str, ...]], 
     ("spectral_radius", _radius, ("spectral radius",)),
     ("unstable", _counts, ()),
     ("cosine", _cosine, ()),  # the stretches of several estimators would cover each other
+    *((needed, draw, ()) for needed, draw in FOLLOWED),
 )
 
 

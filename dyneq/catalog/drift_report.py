@@ -1,5 +1,6 @@
 """One or several drifts as text, plain values and a figure."""
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,7 @@ class Report:
             runs.append(
                 {
                     "run": ds.attrs["run"],
+                    "probes": json.loads(ds.attrs["params"]),
                     "learning_rates": ds.attrs["learning_rates"],
                     "snapshots": rows_of(ds),
                     "turns": turn_rows(turns_of(ds)),

@@ -6,21 +6,26 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from dyneq.catalog.drift_follow import SERIES, Series
+from dyneq.catalog.drift_moved import with_ends
 from dyneq.catalog.drift_turns import Turn
 from dyneq.probes.aligned import aligned
 
+#: Dimensions whose entries have names.
+ENTRIES = ("estimator", "navg_estimator", "penalty", "gradient")
 #: Shown for what was not measured, or does not exist.
 NONE = "-"
 
 
 def table(ds: xr.Dataset) -> str:
-    """Return the series of one run, one row a snapshot, with the columns it has; the gradient's in a second table.
+    """Return the series of one run, one row a snapshot, with the columns it has; the gradient's in tables of their own.
 
     Args:
         ds: The series of one run.
     """
     steps = ("step", [str(int(s)) for s in ds["step"].values])
-    tables = [columns for columns in (_of_state(ds), _of_gradient(ds)) if columns]
+    followed = [_of_followed(ds, dim) for dim in ("navg_estimator", "penalty", "gradient")]
+    tables = [columns for columns in (_of_state(ds), _of_gradient(ds), *followed) if columns]
     lines: list[str] = []
     for columns in tables or [[]]:
         heads, cells = zip(steps, *columns, strict=True)
@@ -71,6 +76,38 @@ def _of_gradient(ds: xr.Dataset) -> list[tuple[str, list[str]]]:
     return columns
 
 
+def _of_followed(ds: xr.Dataset, dim: str) -> list[tuple[str, list[str]]]:
+    """Return heading and cells of the columns of navg, decompose or lrsweep."""
+    columns: list[tuple[str, list[str]]] = []
+    marked = f"{dim.removesuffix('_estimator')}_marked_samples"
+
+    def add(one: xr.Dataset, series: Series, head: str) -> None:
+        ends = one[f"{series.name}_interval"].transpose("step", "bound").values
+        if np.isfinite(one[series.name].values).any():
+            columns.append((head, [with_ends(v, *pair) for v, pair in zip(one[series.name].values, ends, strict=True)]))
+
+    own = [series for series in SERIES if series.along == dim and series.name in ds and dim != "estimator"]
+    for i, entry in enumerate(ds[dim].values if own else ()):
+        one = ds.isel({dim: i})
+        begin = len(columns)
+        for series in own:
+            add(one, series, f"{entry} {series.head}" if len(columns) == begin else series.head)
+        if marked in one and len(columns) > begin:
+            head, cells = columns[begin]
+            marks = [f" !{n:.0f}" if n > 0 else "" for n in one[marked].values]
+            columns[begin] = (head, [cell + mark for cell, mark in zip(cells, marks, strict=True)])
+        if "step_best_lr" in one and dim == "gradient":
+            pairs = zip(one["step_best_lr"].values, one["step_inside"].values, strict=True)
+            cells = [_cell(v, lambda x: f"{x:g}") + ("*" if inside == 0 else "") for v, inside in pairs]
+            columns.append(("at lr", cells))
+    if dim == "penalty" and "task_cosine" in ds:
+        add(ds, next(s for s in SERIES if s.name == "task_cosine"), "cos task, update")
+        head, cells = columns[-1]
+        marks = [f" !{n:.0f}" if n > 0 else "" for n in ds["task_marked_samples"].values]
+        columns[-1] = (head, [cell + mark for cell, mark in zip(cells, marks, strict=True)])
+    return columns
+
+
 def _with_bars(ds: xr.Dataset, name: str, digits: int) -> list[str]:
     pairs = zip(ds[name].values, ds[f"{name}_error"].values, strict=True)
     return [with_bar(value, error, digits) for value, error in pairs]
@@ -92,13 +129,46 @@ def _legend(ds: xr.Dataset) -> list[str]:
             f"spectrum at {state or 'its state'}; samples: flow unstable / only the step too large / undecided / no "
             "fixed point"
         )
+    marks = ("marked_samples", "navg_marked_samples", "task_marked_samples", "gradient_marked_samples")
+    probes = ("triangulate", "navg", "decompose", "lrsweep")
+    told = [p for p, name in zip(probes, marks, strict=True) if name in ds and np.nansum(ds[name].values)]
+    if told:
+        commands = ", ".join(f"`dyneq {probe} RUN@STEP`" for probe in told)
+        said.append(f"!n: n samples with a reservation, which {commands} names")
     if "cosine" in ds:
-        if np.nansum(ds["marked_samples"].values):
-            said.append("!n: n samples with a reservation, which `dyneq triangulate RUN@STEP` names")
         said.append(
             f"cos, k: direction and norm against {ds['cosine'].attrs.get('reference', 'the reference')}, all parameters"
         )
-    return [f"  {line}" for line in said]
+    return [f"  {line}" for line in [*said, *_legend_followed(ds)]]
+
+
+def _legend_followed(ds: xr.Dataset) -> list[str]:
+    said = []
+    if "navg_bias" in ds:
+        reference, count = ds["navg_bias"].attrs.get("reference", "the reference"), ds["navg_batches"].values
+        said.append(
+            f"navg against {reference}, {_count(count)} batches: squared bias relative to the gradient's mean square, "
+            "its share of one batch's squared error, and the cosine averaging tends to [95 %]"
+        )
+    if "penalty_ratio" in ds:
+        task = ds["penalty_ratio"].attrs.get("reference", "its gradient")
+        said.append(
+            f"decompose with the task's gradient by {task}, {_count(ds['decompose_batches'].values)} batches: share of "
+            "the update's squared norm, k = norm(penalty)/norm(task), cosines [95 %]"
+        )
+    if "step_change" in ds:
+        first = ds["step_lag"].attrs.get("reference", "the first")
+        star = "; *: at an end of the rates tried" if (ds["step_inside"].values == 0).any() else ""
+        said.append(
+            f"lrsweep, {_count(ds['lrsweep_samples'].values)} samples: change of the loss by one step at the best rate "
+            f"tried, and what it lacks against {first} at its own (deficit, above 0: less descent) [95 %]{star}"
+        )
+    return said
+
+
+def _count(values: np.ndarray) -> str:
+    known = np.unique(values[np.isfinite(values)])
+    return " to ".join(f"{n:.0f}" for n in (known[:1].tolist() + known[1:][-1:].tolist()))
 
 
 def _cell(value: float, form: Callable[[float], str]) -> str:
@@ -163,7 +233,7 @@ def comparison_table(ds: xr.Dataset, most: int = 16) -> str:
 
 
 def rows_of(ds: xr.Dataset) -> list[dict[str, Any]]:
-    """Return one plain dictionary a snapshot; complex numbers as pairs, estimators as dictionaries.
+    """Return one plain dictionary a snapshot; complex numbers and intervals as pairs, estimators as dictionaries.
 
     Args:
         ds: The series of one run.
@@ -176,10 +246,11 @@ def rows_of(ds: xr.Dataset) -> list[dict[str, Any]]:
             if values.dims == ():
                 value = values.item()
                 row[str(name)] = [value.real, value.imag] if isinstance(value, complex) else value
-            elif values.dims == ("sample",):
+            elif values.dims in (("sample",), ("bound",)):
                 row[str(name)] = values.values.tolist()
-            elif values.dims == ("estimator",):
-                row[str(name)] = dict(zip(map(str, ds["estimator"].values), values.values.tolist(), strict=True))
+            elif values.dims[0] in ENTRIES:
+                by = values.transpose(values.dims[0], ...)
+                row[str(name)] = dict(zip(map(str, ds[values.dims[0]].values), by.values.tolist(), strict=True))
         rows.append(row)
     return rows
 

@@ -135,7 +135,7 @@ def conditions(ds: xr.Dataset) -> list[Condition]:
         found.append(Condition("the spectral radius is above 1", tuple(_unstable(ds, both))))
     if "cosine" in ds:
         found += _unfaithful(ds)
-    return found
+    return found + _followed(ds)
 
 
 def _worse(loss: NDArray[np.float64]) -> tuple[Answer, ...]:
@@ -170,9 +170,49 @@ def _unstable(ds: xr.Dataset, names: Sequence[str]) -> list[Answer]:
     ]
 
 
+def _followed(ds: xr.Dataset) -> list[Condition]:
+    """Return what is watched of the gradient beside the cosine of one batch, by the intervals alone."""
+    found = []
+    for dim, name, text, yes, no in (
+        (
+            "navg_estimator",
+            "navg_limit_cosine",
+            f"the cosine of {{}} stays below {FAITHFUL:g} however many batches are averaged",
+            lambda low, high: high < FAITHFUL,
+            lambda low, high: low >= FAITHFUL,
+        ),
+        (
+            "penalty",
+            "penalty_ratio",
+            "the gradient of the penalty {} is larger than the task's",
+            lambda low, high: low > 1,
+            lambda low, high: high <= 1,
+        ),
+    ):
+        if name not in ds:
+            continue
+        for entry, ends in zip(ds[dim].values, _ends(ds, name, dim), strict=True):
+            answers = (Answer.YES if yes(*e) else Answer.NO if no(*e) else Answer.OPEN for e in ends)
+            found.append(Condition(text.format(entry), tuple(answers)))
+    if "step_short" in ds:
+        first = ds["step_lag"].attrs.get("reference", "the first gradient")
+        for entry, values in zip(
+            ds["gradient"].values, ds["step_short"].transpose("gradient", "step").values, strict=True
+        ):
+            if str(entry) != first:
+                text = f"one step along {entry} falls short of one along {first} at any rate: for want of direction"
+                found.append(Condition(text, tuple(_count(v) for v in values)))
+    return found
+
+
+def _ends(ds: xr.Dataset, name: str, dim: str) -> NDArray[np.float64]:
+    ends: NDArray[np.float64] = ds[f"{name}_interval"].transpose(dim, "step", "bound").values
+    return ends
+
+
 def _unfaithful(ds: xr.Dataset) -> list[Condition]:
     found = []
-    ends = ds["cosine_interval"].transpose("estimator", "step", "bound").values
+    ends = _ends(ds, "cosine", "estimator")
     for name, values in zip(ds["estimator"].values, ends, strict=True):
         answers = tuple(
             Answer.YES if high < FAITHFUL else Answer.NO if low >= FAITHFUL else Answer.OPEN for low, high in values

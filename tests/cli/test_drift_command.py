@@ -75,6 +75,25 @@ def test_the_document_holds_every_snapshot(here: Path, dyneq_json) -> None:
     assert result["findings"][0]["text"].startswith("fast: 3 snapshots from step 2 to 6; validation loss")
 
 
+def test_what_is_followed_is_printed_drawn_and_kept(here: Path, dyneq_run, dyneq_json, tmp_path: Path) -> None:
+    small = ("fast", "--probe", "residual", "--depth", "5", "--steps", "2,6", "--follow", "decompose:batches=2")
+    code, out, err = dyneq_run("drift", *small, "--plot", tmp_path / "f.png", "--out", tmp_path / "f.nc")
+    assert (code, err) == (0, "")
+    assert "resreg share" in out
+    assert "  ! no penalty is known from the recipe of fast@2, so decompose takes resreg:0.2 and jacreg:0.1" in out
+    assert (tmp_path / "f.png").stat().st_size > 20_000
+    assert read_dataset(tmp_path / "f.nc")["penalty"].values.tolist() == ["resreg", "jacreg"]
+    document = dyneq_json("drift", *small)
+    assert document["params"]["probes"].keys() == {"residual", "decompose"}
+    assert document["params"]["probes"]["decompose"]["penalty"] is None, "that is up to the run"
+    (result,) = document["results"]
+    assert result["probes"]["decompose"]["penalty"] == ["resreg:0.2", "jacreg:0.1"]
+    row = result["snapshots"][0]
+    assert row["penalty_share_interval"]["jacreg"][0] <= row["penalty_share"]["jacreg"]
+    code, out, _ = dyneq_run("drift", "fast", "slow", *small[1:])
+    assert (code, out.count("jacreg share")) == (0, 2)
+
+
 def test_several_runs_are_compared_at_equal_learning_rate_spent(here: Path, dyneq_run, dyneq_json, tmp_path) -> None:
     both = ("drift", "fast", "runs/slow", "--depth", "5")
     code, out, err = dyneq_run(*both, "--plot", tmp_path / "both.svg", "--out", tmp_path / "both.nc")
@@ -149,7 +168,15 @@ def test_an_interruption_leaves_what_was_measured(here: Path, dyneq_run, monkeyp
         (["fast@2"], 2, "is one checkpoint, and what drifts is a run of several; name its run 'fast'"),
         (["fast", "--last", "1"], 2, "there is one snapshot to look at (fast@6) and a drift needs two"),
         (["fast", "--steps", "3"], 2, "no snapshot at step 3; it has the steps 2, 4, 6"),
-        (["fast", "--probe", "census"], 2, "made of residual, spectrum, triangulate, but 'census'"),
+        (
+            ["fast", "--probe", "census"],
+            2,
+            "made of residual, spectrum, triangulate, navg, decompose, lrsweep, but 'census'",
+        ),
+        (["fast", "--follow", "residual"], 2, "followed of the gradient is triangulate, navg, decompose, lrsweep, but"),
+        (["fast", "--follow", "decompose:penalty=nothing"], 2, "nothing"),
+        (["fast", "--probe", "navg", "--follow", "navg"], 2, "navg is given twice (--probe, --follow)"),
+        (["fast", "--follow", "navg:samples=4"], 2, "8 disjoint batches need as many samples"),
         (["fast", "--probe", "residual", "--probe", "residual"], 2, "given twice"),
         (["fast", "--probe", "residual:deep=3"], 2, "no parameter 'deep'"),
         (["fast", "--probe", "residual", "--batch", "9"], 2, "4 samples, but --batch 9"),

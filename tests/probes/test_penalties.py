@@ -153,7 +153,7 @@ def test_measures_are_those_that_probes_report():
 def test_a_task_scaled_term_has_its_share_of_the_tasks_norm():
     system = build(gain=2.0)
     z = relax(system, 7).z.detach()
-    severity = float((residuals(system, z).force / 0.2).clamp(max=1).mean())
+    severity = float((residuals(system, z).force.detach() / 0.2).clamp(max=1).mean())
     added = contribution(registry.parse("resreg:0.3"), system, z, torch.tensor(5.0, dtype=F64), seeded(), share=0.5)
     assert float(grouped_norm(added.parameters)) == pytest.approx(0.3 * 0.5 * 5.0 * severity, rel=1e-12)
     bare = flat(bare_gradient(registry.parse("resreg"), system, z, seeded()).parameters)

@@ -115,7 +115,7 @@ class Guard:
             if act is not None:
                 record["act"] = act
             rolled_back = self.levers.counts[ROLLED_BACK] > before
-            if verdict.mood is not Mood.BROKEN:
+            if not verdict.soon:  # what is about to be lost is no place to go back to
                 self._remember(trainer, shelf)
             record |= self.levers.settings(trainer)
         for name, (found, best) in losses.items():

@@ -12,8 +12,9 @@ FEW = 5
 #: Factor over the largest worst residual of the last updates that is a jump.
 JUMP = 3.0
 #: Factor over the median gradient norm of the last updates that is a spike: an adjoint through a J that is all but
-#: singular, or through a state that never settled. One of them fills an optimiser's moments for hundreds of updates.
-SPIKE = 100.0
+#: singular, or through a state that never settled. From 1/sqrt(1 - 0.999) on, one gradient is all that Adam's second
+#: moment holds.
+SPIKE = 30.0
 
 
 class Pulse:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dyneq.train.guard_look import REST, Look
+from dyneq.train.guard_pulse import JUMP
 from dyneq.train.guard_trend import Forecast, forecast
 from dyneq.train.sections import GuardSection
 
@@ -94,6 +95,9 @@ def judge(section: GuardSection, looks: Sequence[Look], stable: Look | None, blo
         for what, bound, told, near in watched
         if near and told.rises and told.updates is not None and told.updates <= section.horizon
     ]
+    before = [look.t1 for look in looks[:-1] if look.t1 is not None]
+    if now.t1 is not None and now.t1 >= LATE_T1 and before and now.t1 >= JUMP * max(before):
+        coming.append((0.0, f"the worst force residual in training jumped from {before[-1]:.1e} to {now.t1:.1e}"))
     if not coming:
         return verdict(Mood.CALM, "")
     why = f"{' and '.join(sentence for _, sentence in coming)} ({now})"

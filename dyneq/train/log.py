@@ -21,8 +21,8 @@ class Unwritten(DyneqError):
 def unwritten(path: Path, error: OSError) -> Unwritten:
     """Return what to raise when a file of a run folder cannot be written."""
     return Unwritten(
-        f"{path} cannot be written ({error.strerror or error}); what was saved before is whole: make room, then continue "
-        f"with --resume {path.parent}"
+        f"{path} cannot be written ({error.strerror or error}); what was saved before is whole: make room, then "
+        f"continue with --resume {path.parent}"
     )
 
 

@@ -67,8 +67,7 @@ class TensorBoard:
         """Open a new event file; after a resume it hides the events that will be written again."""
         from torch.utils.tensorboard import SummaryWriter
 
-        later = {} if step == 0 else {"purge_step": step + 1}
-        self._writer = SummaryWriter(str(folder / "tensorboard"), flush_secs=10, **later)
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1, flush_secs=10)
         if step == 0:
             self._text("recipe", f"```\n{recipe.to_toml()}\n```", 0)
 

@@ -1,6 +1,7 @@
 """Recipes: everything a training run depends on, read from TOML, inherited, and overridden by ``key.sub=value``."""
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,10 @@ class Recipe(Section):
         for section, value in full.items():
             if section in _STORED:
                 kept = _STORED[section]
-                plain[section] = {k: v for k, v in value.items() if k in kept or v != defaults[section].get(k)}
+                # pickle writes a string again that is equal but not the same: interned, the bytes of a checkpoint
+                # depend on what its recipe says and not on which strings happen to be one object
+                stored = {sys.intern(k): v for k, v in value.items()}
+                plain[section] = {k: v for k, v in stored.items() if k in kept or v != defaults[section].get(k)}
             elif section in ("block", "gradient") or value != defaults[section]:
                 plain[section] = value
         return plain

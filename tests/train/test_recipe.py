@@ -1,5 +1,6 @@
 """Recipes, overrides and what is wrong with them."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,10 @@ def test_warm_up_is_linear() -> None:
     optimizer = load_recipe(None, ["optimizer.lr=1.0", "optimizer.warmup=4"]).optimizer
     assert [optimizer.lr_at(step, 300) for step in (1, 2, 4, 9)] == [0.25, 0.5, 1.0, 1.0]
     assert load_recipe(None, ["optimizer.lr=1.0", "optimizer.warmup=0"]).optimizer.lr_at(1, 300) == 1.0
+
+
+@pytest.mark.parametrize("name", ["default", "reference", "reference-bptt"])
+def test_the_names_of_settings_are_one_object_each_so_that_checkpoints_are_equal_byte_for_byte(name: str) -> None:
+    found = load_recipe(name).to_plain()
+    for section in ("data", "optimizer", "run"):
+        assert all(sys.intern(str(key)) is key for key in found[section])

@@ -45,7 +45,8 @@ class Forecast:
         assert self.earliest is not None
         assert self.latest is not None
         latest = "never" if math.isinf(self.latest) else f"{self.latest:.0f}"
-        return f"by its trend in {self.updates:.0f} updates (between {self.earliest:.0f} and {latest})"
+        when = "now" if self.updates < 0.5 else f"in {self.updates:.0f} updates"
+        return f"by its trend {when} (between {self.earliest:.0f} and {latest})"
 
 
 def forecast(at: Sequence[float], values: Sequence[float], level: float) -> Forecast:

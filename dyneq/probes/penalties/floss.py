@@ -13,7 +13,8 @@ from dyneq.systems.protocol import System
 class FlossParams(PenaltyParams):
     """Options of floss."""
 
-    weight: float = Field(0.1, gt=0, description="factor of the term; with scale=task, its share of the task gradient")
+    weight: float = Field(0.3, gt=0, description="factor of the term; with scale=task, its share of the task gradient")
+    every: int = Field(3, gt=0, description="updates from one application to the next")
     samples: int | None = Field(8, gt=0, description="samples of the batch it is taken over, drawn anew; all if None")
     steps: int = Field(12, gt=0, description="relaxation steps q the rate is taken over and differentiated through")
     margin: float = Field(0.3, description="contraction asked for: the hinge opens above a rate of -margin per time")

@@ -18,7 +18,7 @@ from dyneq.systems.protocol import System
 class SpectralParams(PenaltyParams):
     """Options of spectral."""
 
-    weight: float = Field(3.0, gt=0, description="factor of the term; with scale=task, its share of the task gradient")
+    weight: float = Field(6.0, gt=0, description="factor of the term; with scale=task, its share of the task gradient")
     samples: int | None = Field(4, gt=0, description="samples of the batch it is taken over; all if None")
     pick: Literal["random", "worst"] = Field(
         "worst", description="which: drawn anew, or those with the largest force residuals"
@@ -61,7 +61,7 @@ class _Held:
 class Spectral(Penalty):
     """Sum over token blocks of max(0, abs(lambda) - bound), lambda the leading multiplier of each block.
 
-    In training, samples, state and vectors are held for ``refresh`` updates: in between, lambda is the two-sided
+    In training, samples, state and vectors are held for ``refresh`` applications: in between, lambda is the two-sided
     Rayleigh quotient w^H M v / w^H v of the present weights, whose error is of second order in what they have changed.
     Blocks whose pair or left vector did not converge, and samples whose state is not finite, add nothing. The total
     form is the derivative of the root's own multipliers only where the state is a root.

@@ -116,11 +116,17 @@ def test_a_recipe_with_a_typo(here: Path, dyneq_run: Run, toml: str, words: str)
         (["--track", "nonsense"], "no tracker called 'nonsense'; known are mlflow, tensorboard"),
         (["--set", "stability.gate=0.1", "--gradient", "bptt5"], "stability.gate skips the nudge"),
         (
-            ["--set", "block.kind=bp", "--gradient", "bptt5", "--reg", "jacreg"],
+            ["--set", "block.kind=bp", "--gradient", "bptt5", "--no-guard", "--reg", "jacreg"],
             "BaselineBlock computes its output in one",
         ),
-        (["--set", "block.kind=bp", "--gradient", "bptt5", "--reg", "floss"], "penalties act on a relaxation"),
-        (["--set", "block.kind=bp", "--gradient", "bptt5", "--set", "stability.prewarm=2"], "drop stability.prewarm"),
+        (
+            ["--set", "block.kind=bp", "--gradient", "bptt5", "--no-guard", "--reg", "floss"],
+            "penalties act on a relaxation",
+        ),
+        (
+            ["--set", "block.kind=bp", "--gradient", "bptt5", "--no-guard", "--set", "stability.prewarm=2"],
+            "drop stability.prewarm",
+        ),
         (["--set", "block.kind=bp", "--gradient", "bptt5", "--guard"], "the guard watches a relaxation"),
         (["--run", "x" * 300], "1 to 200 characters"),
         (["--run", "a\0b"], "control characters"),

@@ -74,9 +74,9 @@ class ThickBlock(TwoBranchBlock):
         self.attn.scale_output_(factor)
         self.ffn.pj.weight.mul_(factor)
 
-    def normalize(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return LN1 z and LN2 z."""
-        return self.ln1(z), self.ln2(z)
+    def pointwise_input(self, z: Tensor, u: Tensor) -> Tensor:
+        """Return LN2 z."""
+        return self.ln2(z)
 
     def linearize_norms(self, z: Tensor) -> tuple[Tensor, Tensor, Norms]:
         """Return LN1 z and LN2 z with the products of their Jacobians."""

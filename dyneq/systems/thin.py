@@ -71,10 +71,9 @@ class ThinBlock(TwoBranchBlock):
         self.attn.scale_output_(factor)
         self.memory.xi.weight.mul_(factor**0.5)  # the branch is quadratic in the patterns
 
-    def normalize(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return LN z, twice."""
-        u = self.ln1(z)
-        return u, u
+    def pointwise_input(self, z: Tensor, u: Tensor) -> Tensor:
+        """Return LN z, which the attention sees too."""
+        return u
 
     def linearize_norms(self, z: Tensor) -> tuple[Tensor, Tensor, Norms]:
         """Return LN z, twice, with the products of its Jacobian."""

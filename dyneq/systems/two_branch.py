@@ -16,6 +16,7 @@ from dyneq.systems.parts.attention import CausalAttention
 from dyneq.systems.parts.copies import shallow_copy
 from dyneq.systems.parts.feedforward import FeedForward
 from dyneq.systems.parts.hopfield import HopfieldMemory
+from dyneq.systems.parts.norms import LayerNorm
 from dyneq.systems.protocol import Product
 from dyneq.systems.token_block import TokenBlock, TokenConfig
 
@@ -40,23 +41,29 @@ class TwoBranchBlock(TokenBlock):
 
     Attributes:
         attn: The attention.
+        ln1: The normalisation before it.
         branch: Name of the position-wise branch, of its module and as a part.
     """
 
     attn: CausalAttention
+    ln1: LayerNorm
     branch: ClassVar[str]
 
     @property
     def _two(self) -> TwoBranchConfig:
         return self.config  # type: ignore[return-value]
 
+    def attended_input(self, z: Tensor) -> Tensor:
+        """Return what the attention sees of a state ``[..., channel]``."""
+        return self.ln1(z)
+
     @abstractmethod
-    def normalize(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the attention and the position-wise branch see of a state ``[..., channel]``."""
+    def pointwise_input(self, z: Tensor, u: Tensor) -> Tensor:
+        """Return what the position-wise branch sees of a state ``[..., channel]``, given what the attention sees."""
 
     @abstractmethod
     def linearize_norms(self, z: Tensor) -> tuple[Tensor, Tensor, Norms]:
-        """Return :meth:`normalize` at ``z`` with the products of its Jacobian."""
+        """Return both inputs at ``z`` with the products of their Jacobian."""
 
     @property
     def pointwise(self) -> FeedForward | HopfieldMemory:
@@ -65,14 +72,15 @@ class TwoBranchBlock(TokenBlock):
 
     def force(self, z: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return F(z; x) ``[sample, token, channel]``, in units of z per unit time."""
-        u, w = self.normalize(z)
-        attended = self.attn(u, None if context is None else self.normalize(context)[0])
-        return x - (1 + self._two.damping) * z + attended + self.pointwise(w)
+        u = self.attended_input(z)
+        attended = self.attn(u, None if context is None else self.attended_input(context))
+        # in this order: the backward pass adds up in the reverse one, and the packaged checkpoints hold its rounding
+        return x - (1 + self._two.damping) * z + attended + self.pointwise(self.pointwise_input(z, u))
 
     def branches(self, z: Tensor, x: Tensor) -> dict[str, Tensor]:
         """Return ``attention`` and the position-wise branch by its name, each ``[sample, token, channel]``."""
-        u, w = self.normalize(z)
-        return {"attention": self.attn(u), self.branch: self.pointwise(w)}
+        u = self.attended_input(z)
+        return {"attention": self.attn(u), self.branch: self.pointwise(self.pointwise_input(z, u))}
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -129,13 +137,13 @@ class TwoBranchBlock(TokenBlock):
 
     def token_force(self, token: int, context: Tensor, x: Tensor) -> Callable[[Tensor], Tensor]:
         """Return ``z_t -> F_t`` ``[sample, channel]``; the cost does not grow with later tokens."""
-        keys, values = self.attn.key_value(self.normalize(context[:, :token])[0])
+        keys, values = self.attn.key_value(self.attended_input(context[:, :token]))
         return self._decoded(self.attn.decode(keys, values), x[:, token])
 
     def rows_force(self, tokens: Tensor, context: Tensor, x: Tensor) -> Callable[[Tensor], Tensor]:
         """Return ``z -> F`` ``[row, channel]`` for one token of every row, in one call for all of them."""
         last = int(tokens.max())
-        keys, values = self.attn.key_value(self.normalize(context[:, :last])[0])
+        keys, values = self.attn.key_value(self.attended_input(context[:, :last]))
         hidden = torch.arange(last, device=tokens.device) >= tokens[:, None]
         own = x[torch.arange(len(tokens), device=tokens.device), tokens]
         return self._decoded(self.attn.decode(keys, values, hidden), own)
@@ -144,7 +152,8 @@ class TwoBranchBlock(TokenBlock):
         decay = 1 + self._two.damping
 
         def of(z: Tensor) -> Tensor:
-            u, w = self.normalize(z)
+            u = self.attended_input(z)
+            w = self.pointwise_input(z, u)
             return own - decay * z + attend(u) + self.pointwise(w)
 
         return of

@@ -76,8 +76,8 @@ def compare(
     """Train recipes, each with several seeds, and print one table; what has ended is found, the rest continued.
 
     A recipe with a [grid] or with [arms.NAME] is one arm for each of its combinations. A run counts as broken if a
-    number stopped being finite, the fuse or the guard ended it, its last validation loss is more than 0.3 nats above
-    its best, its force residual at the end (median) is above 0.1, or, with run.deep set, more than half of the
+    number stopped being finite, the fuse or the guard ended it, a validation loss was more than 0.3 nats above the best
+    before it, its force residual at the end (median) is above 0.1, or, with run.deep set, more than half of the
     samples did not settle in one of its deep evaluations. Losses are means over seeds of the last finite
     validation loss, broken runs included, with a 95 % interval by Student's t.
 

@@ -14,7 +14,7 @@ from dyneq.train.log import Record, read_log
 from dyneq.train.loop import Ending, Outcome
 from dyneq.train.run_folder import RunFolder
 
-#: Nats by which the last validation loss is above the best of the run from which the run counts as broken.
+#: Nats by which a validation loss is above the best before it from which the run counts as broken.
 RISE = 0.3
 #: Force residual after T1 steps (median over the pinned batch) above which a run counts as broken: ten times the 1e-2
 #: that runs which train well still have.
@@ -120,10 +120,10 @@ def broken(ending: str, losses: Sequence[float], residual: float, unsettled: flo
     """Return why a run counts as broken, None if it does not.
 
     A run is broken if it did not apply all its updates (a number that was not finite, the fuse, or the guard ended it),
-    if its last validation loss is not finite or more than 0.3 nats above the best it had, if at its end the force
-    residual after T1 steps (median over the pinned batch) is above 0.1, or if, where evaluations relax deeply
-    (``run.deep``), more than half of the samples did not settle at one of them: it stopped settling then, whatever
-    became of it later.
+    if its last validation loss is not finite, if at any evaluation the loss was more than 0.3 nats above the best before
+    it, if at its end the force residual after T1 steps (median over the pinned batch) is above 0.1, or if, where
+    evaluations relax deeply (``run.deep``), more than half of the samples did not settle at one of them. What became of
+    it later does not count.
 
     Args:
         ending: How it ended.
@@ -135,9 +135,11 @@ def broken(ending: str, losses: Sequence[float], residual: float, unsettled: flo
         return f"ended early: {ending}"
     if losses and not math.isfinite(losses[-1]):
         return "its last validation loss is not finite"
-    if losses and losses[-1] - min(loss for loss in losses if math.isfinite(loss)) > RISE:
-        best = min(loss for loss in losses if math.isfinite(loss))
-        return f"its validation loss rose from {best:.3f} to {losses[-1]:.3f}"
+    best = math.inf
+    for loss in losses:
+        if loss - best > RISE:
+            return f"its validation loss rose from {best:.3f} to {loss:.3f}"
+        best = min(best, loss)
     if losses and not residual <= UNSETTLED:
         return f"it does not settle: force residual {residual:.1e} at the end"
     if unsettled > LOST:

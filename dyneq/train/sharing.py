@@ -24,8 +24,8 @@ from dyneq.probes.penalties.contribution import (
     Contribution,
     bare_gradient,
     contribution,
-    task_scaled,
     times,
+    weighted,
 )
 from dyneq.systems.block import BoundBlock, EquilibriumBlock
 from dyneq.systems.protocol import System
@@ -127,8 +127,7 @@ class Share(Whole):
         index = self._chosen(penalty, system, z, generator)
         remembers = type(penalty).apply is not Penalty.apply
         bare = (self._together if remembers else self._divided)(penalty, system, z, index, generator)
-        parameters = task_scaled(bare, task_norm) if penalty.params.scale == "task" else bare.parameters
-        return Contribution(bare.value, bare.measure, times(parameters, penalty.weight * share))
+        return Contribution(bare.value, bare.measure, weighted(penalty, bare, task_norm, share))
 
     def _chosen(self, penalty: Penalty, system: System, z: Tensor, generator: torch.Generator) -> Tensor:
         """Return which samples of the whole batch a penalty is taken over, in their order."""

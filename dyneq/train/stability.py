@@ -73,5 +73,5 @@ def prewarm(section: StabilitySection, system: System, gradient: Gradient, gener
         gradient: The task's, with the state.
         generator: Source of randomness.
     """
-    floss = Floss(FlossParams(weight=1.0, margin=section.prewarm_margin, samples=None))
+    floss = Floss(FlossParams(weight=1.0, margin=section.prewarm_margin, samples=None, limit=None))
     return contribution(floss, system, gradient.state, torch.ones(()), generator)

@@ -162,6 +162,20 @@ def test_a_task_scaled_term_has_its_share_of_the_tasks_norm():
     assert float(grouped_norm(silent.parameters)) == 0
 
 
+def test_a_limit_bounds_the_norm_and_keeps_the_direction():
+    system = build(gain=2.0)
+    z = relax(system, 7).z.detach()
+    bare = flat(bare_gradient(registry.parse("jacreg"), system, z, seeded()).parameters)
+    task = torch.tensor(0.5 * float(bare.norm()), dtype=F64)
+    free, bound, loose = (
+        contribution(registry.parse(f"jacreg:1{limit}"), system, z, task, seeded())
+        for limit in ("", ",limit=0.4", ",limit=3")
+    )
+    torch.testing.assert_close(flat(free.parameters), bare, rtol=1e-14, atol=0)
+    torch.testing.assert_close(flat(loose.parameters), bare, rtol=1e-14, atol=0)
+    torch.testing.assert_close(flat(bound.parameters), bare * (0.4 * task / bare.norm()), rtol=1e-13, atol=1e-16)
+
+
 def test_a_sub_batch_is_the_mean_over_its_own_samples():
     system = build(samples=5, gain=2.0)
     z = relax(system, 7).z.detach()

@@ -105,6 +105,7 @@ def test_differences_are_taken_pair_by_pair() -> None:
     [
         ("completed", [3.0, 2.0, 2.29], 0.09, None),
         ("completed", [3.0, 2.0, 2.31], 0.01, "rose from 2.000 to 2.310"),
+        ("completed", [3.0, 2.0, 2.4, 1.9], 0.01, "rose from 2.000 to 2.400"),
         ("completed", [3.0, 2.0], 0.11, "does not settle: force residual 1.1e-01"),
         ("completed", [3.0, 2.0], NAN, "does not settle"),
         ("completed", [3.0, NAN], 0.01, "not finite"),

@@ -23,9 +23,10 @@ class PenaltyParams(Settings):
     scale: Literal["absolute", "task"] = Field(
         "absolute", description="absolute: weight times the value; task: scaled to the norm of the task's gradient"
     )
-    samples: int | None = Field(
-        None, gt=0, description="samples of the batch it is taken over, drawn anew; all if None"
+    limit: float | None = Field(
+        None, gt=0, description="largest norm of the term's gradient, as a share of the task gradient's; none if None"
     )
+    samples: int | None = Field(None, gt=0, description="samples of the batch it is taken over; all if None")
     pick: Literal["random", "worst"] = Field(
         "random", description="which samples: drawn anew, or those with the largest force residuals"
     )

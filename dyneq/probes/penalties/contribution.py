@@ -64,9 +64,24 @@ def contribution(
     if index is not None:
         system, z = system.select(index), z[index]
     bare = bare_gradient(penalty, system, z, generator, training=True)
+    return Contribution(bare.value, bare.measure, weighted(penalty, bare, task_norm, share))
+
+
+def weighted(penalty: Penalty, bare: "Bare", task_norm: Tensor, share: float = 1.0) -> Grouped:
+    """Return a penalty's gradient as it is added: scaled, weighted and within its limit.
+
+    Args:
+        penalty: The penalty.
+        bare: Its value and gradient.
+        task_norm: Norm of the task's whole gradient, a scalar.
+        share: Share of the weight that holds now, by schedule.
+    """
     scaled = task_scaled(bare, task_norm) if penalty.params.scale == "task" else bare.parameters
-    weight = penalty.weight * share
-    return Contribution(bare.value, bare.measure, times(scaled, weight))
+    found = times(scaled, penalty.weight * share)
+    if penalty.params.limit is None:
+        return found
+    norm = grouped_norm(found)
+    return times(found, (penalty.params.limit * task_norm / torch.where(norm > 0, norm, 1.0)).clamp(max=1.0))
 
 
 def _sub_batch(penalty: Penalty, system: System, z: Tensor, generator: torch.Generator) -> Tensor | None:

@@ -14,6 +14,9 @@ class FlossParams(PenaltyParams):
     """Options of floss."""
 
     weight: float = Field(0.3, gt=0, description="factor of the term; with scale=task, its share of the task gradient")
+    limit: float | None = Field(
+        1.0, gt=0, description="largest norm of the term's gradient, as a share of the task gradient's; none if None"
+    )
     every: int = Field(3, gt=0, description="updates from one application to the next")
     samples: int | None = Field(8, gt=0, description="samples of the batch it is taken over, drawn anew; all if None")
     steps: int = Field(12, gt=0, description="relaxation steps q the rate is taken over and differentiated through")

@@ -120,7 +120,7 @@ def broken(ending: str, losses: Sequence[float], residual: float, unsettled: flo
     """Return why a run counts as broken, None if it does not.
 
     A run is broken if it did not apply all its updates (a number that was not finite, the fuse, or the guard ended it),
-    if its last validation loss is not finite, if at any evaluation the loss was more than 0.3 nats above the best before
+    if its last validation loss is not finite, if at an evaluation the loss was more than 0.3 nats above the best before
     it, if at its end the force residual after T1 steps (median over the pinned batch) is above 0.1, or if, where
     evaluations relax deeply (``run.deep``), more than half of the samples did not settle at one of them. What became of
     it later does not count.

@@ -101,6 +101,8 @@ class Guard:
             DyneqError: If a stable snapshot cannot be written, or not be read.
         """
         pulse, last, rolled_back = self._pulse, trainer.step == trainer.recipe.run.steps, False
+        if trainer.step == trainer.recipe.stability.prewarm + 1:
+            pulse.clear()  # its gradients were those of a penalty alone
         pulse.add(record)
         measured = {VALIDATION: record.get("validation_loss"), TRAINING: pulse.loss}
         losses = {name: (found, self._bests[name]) for name, found in measured.items() if found is not None}

@@ -38,6 +38,7 @@ class Pulse:
         residual, norm, loss = float(record[name]), float(record["gradient_norm"]), float(record["loss"])
         self.jumped = len(self._residuals) >= FEW and not residual <= JUMP * max(self._residuals)
         usual = float(np.median(self._norms)) if len(self._norms) >= FEW else math.inf
+        usual = usual or math.inf  # over a gradient of exactly 0 there is no ratio
         self.spike = (
             f"the norm of the gradient was {norm:.1e}, {norm / usual:.0f} times what it was before"
             if norm > SPIKE * usual

@@ -225,6 +225,9 @@ def test_the_pulse_of_a_run() -> None:
     assert twin.state() == pulse.state()
     pulse.clear()
     assert pulse.loss is None
+    for norm in (0.0,) * 5 + (0.4,):  # over a gradient of exactly 0, as a pre-warm may have, there is no ratio
+        pulse.add({"loss": 2.0, "gradient_norm": norm, "force_residual_max": 0.1})
+    assert not pulse.spike
 
 
 # what it does

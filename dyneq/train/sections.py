@@ -72,7 +72,7 @@ class SwitchSection(Section):
 
     gradient: dict[str, Any] = Field(description="the estimator from then on, as in [gradient]")
     at: int | None = Field(None, gt=0, description="number of the first update it is used in")
-    metric: str | None = Field(None, description="a number of the log that decides instead, such as force_residual_t1")
+    metric: str | None = Field(None, description="a number of every update that decides instead, as force_residual_t1")
     above: float | None = Field(None, description="switch when the metric has been above this ...")
     below: float | None = Field(None, description="... or below this ...")
     patience: int = Field(1, gt=0, description="... in so many updates in a row")

@@ -11,6 +11,7 @@ from dyneq.probes.penalties.floss import Floss, FlossParams
 from dyneq.systems.protocol import System
 from dyneq.train.log import Record
 from dyneq.train.sections import StabilitySection
+from dyneq.train.terms import worst
 
 #: Residuals of the fuse are step residuals at this eps, whatever the run's own is.
 FUSE_EPS = 0.1
@@ -59,7 +60,7 @@ def bare_numbers(contributions: Mapping[str, Contribution]) -> dict[str, Tensor]
         for name, c in contributions.items()
         for key, value in (
             (f"penalty_{name}", c.value),
-            (f"penalty_{name}_measure", c.measure.nan_to_num(nan=-torch.inf).amax()),
+            (f"penalty_{name}_measure", worst(c.measure)),
         )
     }
 

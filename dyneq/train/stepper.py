@@ -113,7 +113,7 @@ def _mup_scales(groups: Mapping[str, Mapping[str, Tensor]], base: int | None, ch
     """Return the factor on every parameter's learning rate.
 
     Under Adam, mu-P scales matrices with a fan-in that grows with the width, the read-out's included, by base/width and
-    leaves embeddings, biases and gains alone (Yang et al., arXiv:2203.03466, table 8).
+    leaves embeddings, biases and gains alone (Yang et al., arXiv:2203.03466, table 3).
     """
     wide = base / channels if base is not None and channels is not None else 1.0
     return {

@@ -82,7 +82,7 @@ class Task:
         """Take note of an update's numbers; return a sentence if the next update uses another estimator.
 
         Raises:
-            UsageError: If the log has no number of the name a switch waits for.
+            UsageError: If the update has no number of the name a switch waits for.
         """
         waiting = self._switches[self._taken] if self._taken < len(self._switches) else None
         if waiting is None or waiting.metric is None:
@@ -90,8 +90,9 @@ class Task:
         value = record.get(waiting.metric)
         if value is None:
             raise UsageError(
-                f"a switch of the gradient waits for {waiting.metric!r}, which the log of this run does not have; it "
-                f"has {', '.join(k for k, v in record.items() if isinstance(v, float))}"
+                f"a switch of the gradient waits for {waiting.metric!r}, which update {record['step']} did not "
+                f"measure; name a number that every update has: it has "
+                f"{', '.join(k for k, v in record.items() if isinstance(v, float))}"
             )
         self._seen = self._seen + 1 if _met(waiting, value) else 0
         if self._seen < waiting.patience:

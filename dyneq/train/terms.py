@@ -29,10 +29,19 @@ class Terms:
     Attributes:
         boost: Factor on every weight, which the guard may raise.
         contribute: What gives a penalty's part; of the whole batch where several processes share one.
+
+    Raises:
+        UsageError: If two penalties have the same name.
     """
 
     def __init__(self, recipe: Mapping[str, Mapping[str, Any]], seed: int, further: Sequence[Penalty] = ()) -> None:
         self.penalties = [*(registry.build(name, options) for name, options in sorted(recipe.items())), *further]
+        names = [p.name for p in self.penalties]
+        if len(set(names)) < len(names):
+            raise UsageError(
+                f"every penalty of a run needs a name of its own, but they are {', '.join(names)}; drop one of the "
+                "two, in the recipe or among the further penalties"
+            )
         self.generator = torch.Generator().manual_seed(seed)
         self.boost = 1.0
         self.contribute: Callable[..., Contribution] = contribution
@@ -117,6 +126,12 @@ def added(gradient: Grouped, contributions: Mapping[str, Contribution]) -> Group
     }
 
 
+def worst(measure: Tensor) -> Tensor:
+    """Return the largest measure of the samples that have one, NaN if none has."""
+    known = measure[~measure.isnan()]
+    return known.amax() if len(known) else measure.new_full((), torch.nan)
+
+
 def numbers(contributions: Mapping[str, Contribution], task: Grouped) -> dict[str, Tensor]:
     """Return what the log says of the penalties of an update.
 
@@ -132,7 +147,7 @@ def numbers(contributions: Mapping[str, Contribution], task: Grouped) -> dict[st
         dot = torch.stack([(v * c.parameters[g][n]).sum() for g, members in task.items() for n, v in members.items()])
         found |= {
             f"penalty_{name}": c.value,
-            f"penalty_{name}_measure": c.measure.nan_to_num(nan=-torch.inf).amax(),
+            f"penalty_{name}_measure": worst(c.measure),
             f"penalty_{name}_ratio": own / norm,
             f"penalty_{name}_cosine": dot.sum() / (own * norm),
         }

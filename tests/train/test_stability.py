@@ -15,6 +15,7 @@ from dyneq.errors import UsageError
 from dyneq.gradients import registry
 from dyneq.gradients.base import Grouped
 from dyneq.probes.contraction import flow_rate
+from dyneq.probes.penalties import registry as penalties
 from dyneq.probes.penalties.base import Measured, Penalty, PenaltyParams
 from dyneq.systems.checkpoint_io import load_checkpoint
 from dyneq.systems.protocol import System
@@ -25,6 +26,7 @@ from dyneq.train.progress import Progress
 from dyneq.train.recipe import Recipe, load_recipe
 from dyneq.train.sections import StabilitySection
 from dyneq.train.stability import Fuse
+from dyneq.train.terms import worst
 from dyneq.train.trainer import Trainer
 
 Tiny = Callable[..., Recipe]
@@ -247,6 +249,16 @@ def test_a_prewarm_is_a_hinge_on_the_contraction_rate_and_lowers_it(tiny: Tiny) 
     assert rates[1] < rates[0] - 0.1
 
 
+def test_the_end_of_a_prewarm_without_a_gradient_is_no_spike(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = tiny(
+        run={"steps": 8},
+        stability={"prewarm": 6, "prewarm_margin": -1e3},
+        guard={"enabled": True, "samples": 2, "depth": 10, "every": 10},
+    )
+    outcome = start(recipe, tmp_path / "run")
+    assert (outcome.ending, outcome.guard) == (Ending.COMPLETED, "the guard had nothing to do")
+
+
 def test_the_moments_of_the_prewarm_are_forgotten(tiny: Tiny) -> None:
     stability = {"prewarm": 2, "prewarm_margin": 5.0}
     recipe = tiny("adjoint:steps=4", run={**DOUBLE, "relaxation": 3}, block={"resinit": 1.0}, stability=stability)
@@ -328,8 +340,21 @@ def test_switches_follow_one_another(tiny: Tiny) -> None:
 
 def test_a_switch_that_waits_for_what_is_not_measured_is_an_error(tiny: Tiny) -> None:
     trainer = trainer_of(tiny(switch=[{**BY_RESIDUAL, "metric": "entropy"}]))
-    with pytest.raises(UsageError, match=r"waits for 'entropy'.*it has loss, gradient_norm, force_residual"):
+    words = r"waits for 'entropy', which update 1 did not measure.*it has loss, gradient_norm, force_residual"
+    with pytest.raises(UsageError, match=words):
         trainer.update()
+
+
+def test_two_penalties_of_one_name_are_refused(tiny: Tiny) -> None:
+    recipe = tiny(penalty={"floss": {}})
+    with pytest.raises(UsageError, match=r"a name of its own, but they are floss, floss"):
+        Trainer(recipe, corpus_of(recipe.data), penalties=[penalties.parse("floss:weight=2")])
+
+
+def test_the_worst_measure_leaves_out_samples_without_one() -> None:
+    assert worst(torch.tensor([math.nan, -1.0, -2.0])) == -1
+    assert worst(torch.tensor([math.nan, math.inf])) == math.inf
+    assert bool(worst(torch.tensor([math.nan, math.nan])).isnan())
 
 
 class StopAt(Progress):

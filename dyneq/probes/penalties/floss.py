@@ -68,6 +68,6 @@ class Floss(Penalty):
                 # both factors are differentiated, so that the gradient is that of the value
                 beyond = (sample_norm(system.force(z)) / sample_norm(z) - params.rest) / (params.full - params.rest)
                 value = value * hinge(beyond).clamp(max=1.0)
-        worst = rates.detach().nan_to_num(nan=-torch.inf).amax(0)
+        worst = rates.detach().nan_to_num(nan=-torch.inf, posinf=torch.inf).amax(0)
         active = (value.detach() > 0).to(value.dtype).mean()
         return Measured(value, torch.where(worst.isinf(), torch.nan, worst), active)

@@ -30,8 +30,8 @@ class ResregParams(PenaltyParams):
 class Resreg(Penalty):
     """norm(eps F(z))^2/norm(z)^2 at the relaxed state, where the force residual is above the dead band.
 
-    Task-scaled, its norm is weight times the task gradient's, times min(1, force residual/full) for the median of the
-    samples outside the dead band times their share.
+    Task-scaled, its norm is weight times the task gradient's, times the mean over samples of min(1, force
+    residual/full), which is 0 within the dead band.
     """
 
     name = "resreg"

@@ -26,8 +26,8 @@ _LONGEST = 80
 _LEGEND = (
     "loss: last finite validation loss, nats per token, mean with 95 % interval over seeds, broken runs included; "
     "residual, worst: force residual\nat the end (median over samples), median and largest over runs; unsettled: the "
-    "largest share of samples that did not settle\nin a deep evaluation (run.deep), mean over runs; time: of the "
-    "updates of one run; acts: of the guard"
+    "largest share of samples that did not settle\nin a deep evaluation (run.deep), mean over runs; s/update: mean, "
+    "time: sum of a run's updates and looks of the guard; acts: of the guard"
 )
 
 

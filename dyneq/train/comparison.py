@@ -51,7 +51,7 @@ def rows(runs: Sequence[Run], against: str | None = None) -> list[dict[str, Any]
         validation loss, broken runs included) with ``loss_half_width`` and ``loss_runs`` (how many had one),
         ``best_loss`` (mean of each run's best), ``force_residual`` and ``force_residual_worst`` (median and largest
         over runs of the median over samples at the end), ``unsettled`` (largest share of samples that did not settle in
-        a deep evaluation, mean over runs), ``seconds_per_update`` (median over runs of medians),
+        a deep evaluation, mean over runs), ``seconds_per_update`` (median over runs of means),
         ``seconds`` (median over runs of all updates together), ``acts`` (how many), and with ``against``
         ``difference``, ``difference_half_width`` and ``pairs``. Intervals are over seeds, also in a row of several
         learning rates: runs of one seed have their initial weights and batches in common, so that their mean counts as

@@ -2,7 +2,6 @@
 
 import json
 import math
-import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def summary(cell: Cell, folder: Path, ended: dict[str, Any]) -> dict[str, Any]:
     """Return what a comparison keeps of a run that has ended.
 
     Losses are validation losses on the pinned batch in nats per token, residuals its force residuals after T1 steps,
-    times those of updates alone, without evaluations and saving.
+    times those of updates and of the guard's looks, without evaluations and saving.
 
     Args:
         cell: What was asked for.
@@ -66,9 +65,9 @@ def summary(cell: Cell, folder: Path, ended: dict[str, Any]) -> dict[str, Any]:
         ``force_residual`` (median over samples) and ``force_residual_max`` at the end, ``unsettled`` (share of the
         samples of deep evaluations that did not settle, at the end) and ``unsettled_worst`` (the largest of all
         evaluations), ``curve`` (``step``, ``validation_loss``, ``validation_force_residual``, ``validation_unsettled``
-        of every evaluation), ``seconds_per_update`` (median),
-        ``seconds``, ``acts`` of the guard (``step``, ``act``), ``broken`` (why, see :func:`broken`; None if it did
-        not), ``with`` (versions and threads of the run). Unknown numbers are NaN.
+        of every evaluation), ``seconds`` in all and ``seconds_per_update`` (their mean, since penalties and looks are
+        not in every update), ``acts`` of the guard (``step``, ``act``), ``broken`` (why, see :func:`broken`; None if
+        it did not), ``with`` (versions and threads of the run). Unknown numbers are NaN.
 
     Raises:
         DyneqError: If the log cannot be read.
@@ -79,7 +78,8 @@ def summary(cell: Cell, folder: Path, ended: dict[str, Any]) -> dict[str, Any]:
     finite = [e for e in evaluations if math.isfinite(e["validation_loss"])]
     best = min(finite, key=lambda e: e["validation_loss"], default=_NOTHING)
     last, final = evaluations[-1] if evaluations else _NOTHING, finite[-1] if finite else _NOTHING
-    seconds = [float(r["seconds"]) for r in log if "seconds" in r]
+    times = [float(r["seconds"]) for r in log if "seconds" in r]
+    seconds = sum(times) + sum(float(r["guard_seconds"]) for r in log if "guard_seconds" in r)
     return {
         "arm": cell.arm,
         "lr": cell.lr,
@@ -102,8 +102,8 @@ def summary(cell: Cell, folder: Path, ended: dict[str, Any]) -> dict[str, Any]:
             last["validation_force_residual"],
             max((e["validation_unsettled"] for e in evaluations), default=math.nan),
         ),
-        "seconds_per_update": statistics.median(seconds) if seconds else math.nan,
-        "seconds": round(sum(seconds), 2),
+        "seconds_per_update": seconds / len(times) if times else math.nan,
+        "seconds": round(seconds, 2),
         "acts": [{"step": record["step"], "act": record["act"]} for record in log if "act" in record],
         "curve": {
             name: [e[name] for e in evaluations]
@@ -120,10 +120,10 @@ def broken(ending: str, losses: Sequence[float], residual: float, unsettled: flo
     """Return why a run counts as broken, None if it does not.
 
     A run is broken if it did not apply all its updates (a number that was not finite, the fuse, or the guard ended it),
-    if its last validation loss is not finite, if at an evaluation the loss was more than 0.3 nats above the best before
-    it, if at its end the force residual after T1 steps (median over the pinned batch) is above 0.1, or if, where
-    evaluations relax deeply (``run.deep``), more than half of the samples did not settle at one of them. What became of
-    it later does not count.
+    if its last validation loss or one before is not finite, if at an evaluation the loss was more than 0.3 nats above
+    the best before it, if at its end the force residual after T1 steps (median over the pinned batch) is above 0.1, or
+    if, where evaluations relax deeply (``run.deep``), more than half of the samples did not settle at one of them. What
+    became of it later does not count.
 
     Args:
         ending: How it ended.
@@ -137,6 +137,8 @@ def broken(ending: str, losses: Sequence[float], residual: float, unsettled: flo
         return "its last validation loss is not finite"
     best = math.inf
     for loss in losses:
+        if math.isnan(loss):
+            return "a validation loss was not finite"
         if loss - best > RISE:
             return f"its validation loss rose from {best:.3f} to {loss:.3f}"
         best = min(best, loss)

@@ -110,6 +110,8 @@ def test_differences_are_taken_pair_by_pair() -> None:
         ("completed", [3.0, 2.0], NAN, "does not settle"),
         ("completed", [3.0, NAN], 0.01, "not finite"),
         ("completed", [NAN, math.inf], 0.01, "not finite"),
+        ("completed", [3.0, NAN, 2.9], 0.01, "a validation loss was not finite"),
+        ("completed", [3.0, math.inf, 2.9], 0.01, "rose from 3.000 to inf"),
         ("non-finite", [3.0, 2.0], 0.01, "ended early: non-finite"),
         ("fuse", [3.0, 2.0], 0.01, "ended early: fuse"),
         ("completed", [], NAN, None),
@@ -144,12 +146,23 @@ def test_the_summary_of_a_run_is_what_its_log_says(tiny: Tiny, tmp_path: Path) -
     assert found["final_loss"] == evaluated[12]["validation_loss"]
     assert found["best_loss"] == min(found["curve"]["validation_loss"])
     assert found["force_residual"] == evaluated[12]["validation_force_residual"]
-    seconds = sorted(r["seconds"] for r in log if "seconds" in r)
-    assert found["seconds_per_update"] == pytest.approx((seconds[5] + seconds[6]) / 2)
+    seconds = [r["seconds"] for r in log if "seconds" in r]
+    assert len(seconds) == 12
+    assert found["seconds_per_update"] == pytest.approx(sum(seconds) / 12)
     assert found["seconds"] == pytest.approx(sum(seconds), abs=0.01)
     assert (found["seed"], found["lr"], found["ending"], found["updates"]) == (3, 5e-3, "completed", 12)
     assert found["recipe"] == recipe.to_plain()
     assert found["with"]["torch"] == log[0]["torch"]
+
+
+def test_the_time_of_a_guarded_run_has_its_looks(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = tiny(run={"steps": 4}, guard={"enabled": True, "every": 2, "samples": 2, "depth": 10})
+    found = trained(recipe, tmp_path / "run")
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert sum("guard_seconds" in r for r in log) == 3  # at the start, after 2 and after 4
+    spent = sum(r.get("seconds", 0.0) + r.get("guard_seconds", 0.0) for r in log)
+    assert found["seconds"] == pytest.approx(spent, abs=0.01)
+    assert found["seconds_per_update"] == pytest.approx(spent / 4)
 
 
 def test_a_run_that_blows_up_keeps_its_last_finite_loss(tiny: Tiny, tmp_path: Path) -> None:

@@ -234,4 +234,6 @@ def _default(parameter: dict[str, Any]) -> str:
     if parameter["required"]:
         return "required"
     value = parameter["default"]
+    if value is None:
+        return "none"  # the word an option takes for it
     return value if isinstance(value, str) else json.dumps(value)

@@ -183,6 +183,8 @@ def _run(trainer: Trainer, run: RunFolder, hooks: Hooks) -> Outcome:
                 and guard.after(trainer, record, run)
                 and "validation_loss" in record
             ):
+                # what was measured of weights that are gone is kept under names of its own
+                record |= {f"undone_{name}": value for name, value in record.items() if name.startswith("validation_")}
                 record |= trainer.evaluate()
             if "validation_loss" in record and recipe.run.best:
                 _keep_best(trainer, run)

@@ -410,6 +410,10 @@ def test_a_validation_loss_that_blows_up_is_a_broken_run(
     assert "to the stable weights of update 3" in done[6]
     assert "the validation loss is 2.600, more than 0.5 above its best, 2.000" in done[6]
     assert "the validation loss is nan" in done[8]
+    records = {r["step"]: r for r in read_log(tmp_path / "run" / "log.jsonl")}
+    assert records[6]["undone_validation_loss"] == 2.6  # beside that of the weights it went back to
+    assert records[6]["validation_loss"] != 2.6
+    assert not any(name.startswith("undone_") for n in (2, 4) for name in records[n])
 
 
 @pytest.mark.parametrize("clip", [None, 1.0])

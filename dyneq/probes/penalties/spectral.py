@@ -26,7 +26,7 @@ class SpectralParams(PenaltyParams):
     refresh: int = Field(
         20,
         gt=0,
-        description="updates for which samples, state and vectors are held; weights are always the present ones",
+        description="applications for which samples, state and vectors are held; weights are always the present ones",
     )
     further: int = Field(340, ge=0, description="relaxation steps beyond the state of the gradient")
     bound: float = Field(0.97, gt=0, description="modulus above which a multiplier is penalised")

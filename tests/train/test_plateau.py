@@ -238,7 +238,14 @@ SECTIONS = {
         (
             Plateau.OVER_CONTRACTED,
             "adjoint:steps=8,relaxation=12",
-            {"penalty": {"floss": {"margin": 1.0, "weight": 1.0, "samples": 2, "rest": 0.0, "full": 1e-9, "steps": 4}}},
+            {
+                "penalty": {
+                    "floss": {
+                        **{"margin": 1.0, "weight": 1.0, "samples": 2, "steps": 4},
+                        **{"rest": 0.0, "full": 1e-9, "every": 1, "limit": None},
+                    }
+                }
+            },
         ),
     ],
 )

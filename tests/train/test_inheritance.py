@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dyneq.errors import UsageError
+from dyneq.probes.penalties.floss import FlossParams
 from dyneq.train.arms import Axes, cells
 from dyneq.train.recipe import load_recipe, packaged, resolve
 
@@ -36,7 +37,7 @@ damping = 0.5
 name = "aep"
 beta = 0.1
 [penalty.floss]
-weight = 0.3
+weight = 0.4
 steps = 5
 [penalty.resreg]
 [optimizer]
@@ -58,11 +59,11 @@ def test_a_recipe_changes_only_what_it_states(write: Write) -> None:
 @pytest.mark.parametrize(
     ("own", "floss"),
     [
-        ("", {"weight": 0.3, "steps": 5}),
+        ("", {"weight": 0.4, "steps": 5}),
         ("[penalty]\nfloss = false\n", None),
-        ("[penalty]\nfloss = true\n", {"weight": 0.3, "steps": 5}),
+        ("[penalty]\nfloss = true\n", {"weight": 0.4, "steps": 5}),
         ("[penalty]\nfloss = 0.7\n", {"weight": 0.7, "steps": 5}),
-        ("[penalty.floss]\nmargin = 1.5\n", {"weight": 0.3, "steps": 5, "margin": 1.5}),
+        ("[penalty.floss]\nmargin = 1.5\n", {"weight": 0.4, "steps": 5, "margin": 1.5}),
     ],
 )
 def test_an_inherited_penalty_is_kept_changed_or_dropped(
@@ -79,9 +80,9 @@ def test_an_inherited_penalty_is_kept_changed_or_dropped(
 def test_set_does_to_a_penalty_what_inheritance_does(write: Write) -> None:
     path = write(base=BASE)
     assert load_recipe(path, ["penalty.floss=0.7"]).penalty["floss"]["steps"] == 5
-    assert load_recipe(path, ["penalty.floss.margin=1.5"]).penalty["floss"]["weight"] == 0.3
+    assert load_recipe(path, ["penalty.floss.margin=1.5"]).penalty["floss"]["weight"] == 0.4
     assert "floss" not in load_recipe(path, ["penalty.floss=false"]).penalty
-    assert load_recipe(path, ["penalty.floss=false", "penalty.floss.steps=9"]).penalty["floss"]["weight"] == 0.1
+    assert load_recipe(path, ["penalty.floss=false", "penalty.floss.steps=9"]).penalty["floss"]["weight"] == FlossParams().weight
     assert load_recipe(path, ["penalty.jacreg=0.5", "penalty.jacreg.vectors=3"]).penalty["jacreg"] == {
         **load_recipe(path, ["penalty.jacreg=true"]).penalty["jacreg"],
         **{"weight": 0.5, "vectors": 3},

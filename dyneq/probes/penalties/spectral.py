@@ -23,6 +23,10 @@ class SpectralParams(PenaltyParams):
     pick: Literal["random", "worst"] = Field(
         "worst", description="which: drawn anew, or those with the largest force residuals"
     )
+    limit: float | None = Field(
+        1.0, gt=0, description="largest norm of the term's gradient, as a share of the task gradient's; none if None"
+    )
+    every: int = Field(2, gt=0, description="updates from one application to the next")
     refresh: int = Field(
         20,
         gt=0,

@@ -82,7 +82,8 @@ def test_set_does_to_a_penalty_what_inheritance_does(write: Write) -> None:
     assert load_recipe(path, ["penalty.floss=0.7"]).penalty["floss"]["steps"] == 5
     assert load_recipe(path, ["penalty.floss.margin=1.5"]).penalty["floss"]["weight"] == 0.4
     assert "floss" not in load_recipe(path, ["penalty.floss=false"]).penalty
-    assert load_recipe(path, ["penalty.floss=false", "penalty.floss.steps=9"]).penalty["floss"]["weight"] == FlossParams().weight
+    anew = load_recipe(path, ["penalty.floss=false", "penalty.floss.steps=9"]).penalty["floss"]
+    assert anew["weight"] == FlossParams().weight != 0.4
     assert load_recipe(path, ["penalty.jacreg=0.5", "penalty.jacreg.vectors=3"]).penalty["jacreg"] == {
         **load_recipe(path, ["penalty.jacreg=true"]).penalty["jacreg"],
         **{"weight": 0.5, "vectors": 3},

@@ -124,6 +124,6 @@ class RunFolder:
             yield
 
     def discard(self) -> None:
-        """Remove the folder of a run that could not begin; one with a snapshot stays."""
-        if not any(self.path.glob("*.pt")):
+        """Remove the folder of a run that could not begin; one with a snapshot stays, but for the guard's."""
+        if set(self.path.glob("*.pt")) <= set(self.path.glob(STABLE)):
             shutil.rmtree(self.path, ignore_errors=True)

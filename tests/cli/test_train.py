@@ -56,7 +56,7 @@ def test_a_run_from_start_to_resume(here: Path) -> None:
 
 def test_a_run_that_breaks_is_an_error_after_its_report(here: Path) -> None:
     broken = ["--set", "optimizer.lr=1e30", "--set", "optimizer.warmup=0"]
-    result = invoke(*TINY, *broken, "--data", "text.txt", "--steps", "5", "--run", "broken", "--json")
+    result = invoke(*TINY, *broken, "--data", "text.txt", "--no-guard", "--steps", "5", "--run", "broken", "--json")
     assert isinstance(result.exception, DyneqError)
     assert not isinstance(result.exception, UsageError)
     assert "was not applied" in str(result.exception)

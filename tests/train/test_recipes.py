@@ -52,7 +52,7 @@ class Interrupting(Progress):
 
 def numbers(folder: Path) -> list[Record]:
     """The log without the wall-clock time; NaN is written as a string there, so that equal logs are equal."""
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in read_log(folder / "log.jsonl")]
+    return [{k: v for k, v in record.items() if not k.endswith("seconds")} for record in read_log(folder / "log.jsonl")]
 
 
 def tensors(held: object) -> object:

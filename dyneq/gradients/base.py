@@ -56,6 +56,8 @@ class Gradient:
         marks: For every reservation that applies to a sample at all, which samples it applies to, bool ``[sample]``.
             Nothing is repaired: a marked number is what was computed.
         cost: What it took, in forces on the whole batch (a product with J or J^T counts as one).
+        relaxed: The state after the free relaxation alone, before any refinement, detached; what penalties look at.
+            None where that is :attr:`state`.
     """
 
     parameters: Grouped
@@ -64,6 +66,7 @@ class Gradient:
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     marks: dict[Mark, Tensor] = field(default_factory=dict)
     cost: float | None = None
+    relaxed: Tensor | None = None
 
 
 class Estimator(ABC):

@@ -1,7 +1,7 @@
 """Estimators that relax, estimate the adjoint a of the loss at the state reached, and read out <a, dF/dtheta>."""
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -90,6 +90,7 @@ class EquilibriumEstimator(Estimator):
         Raises:
             DyneqError: If the system has no loss or no parameters, or a parameter takes no part in it.
         """
+        first = free.z if free.z_t1 is None else free.z_t1
         restarts, stagger = getattr(self.params, "navg", 1), getattr(self.params, "stagger", 0)
         found, cost = [self._once(system, free)], float(free.steps + 1)
         for _ in range(restarts - 1):
@@ -97,8 +98,8 @@ class EquilibriumEstimator(Estimator):
             found.append(self._once(system, free))
             cost += stagger + 1
         if len(found) == 1:
-            return _with_cost(found[0], cost + (found[0].cost or 0))
-        return _mean(found, cost + sum(f.cost or 0 for f in found))
+            return replace(found[0], cost=cost + (found[0].cost or 0), relaxed=first)
+        return replace(_mean(found, cost + sum(f.cost or 0 for f in found)), relaxed=first)
 
     def _once(self, system: System, free: FreePhase) -> Gradient:
         parameters = ParameterList(system)
@@ -129,11 +130,6 @@ def _further(system: System, free: FreePhase, steps: int) -> FreePhase:
     relaxed = relax(system, steps, start=free.z)
     loss, g = loss_and_gradient(system, relaxed.z)
     return FreePhase(relaxed.z, relaxed.residuals.force, free.residual_t1, free.steps + steps, loss, g, free.tolerance)
-
-
-def _with_cost(gradient: Gradient, cost: float) -> Gradient:
-    g = gradient
-    return Gradient(g.parameters, g.state, g.loss, g.diagnostics, g.marks, cost)
 
 
 def _mean(found: list[Gradient], cost: float) -> Gradient:

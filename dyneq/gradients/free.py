@@ -41,6 +41,7 @@ class FreePhase:
         loss: Loss ``[sample]`` at :attr:`z`.
         g: dL/dz ``[sample, ...]``, L the mean of the loss over samples.
         tolerance: Force residual up to which a sample counts as converged.
+        z_t1: State after ``t1`` steps, before any refinement; None where that is :attr:`z`.
     """
 
     z: Tensor
@@ -50,6 +51,7 @@ class FreePhase:
     loss: Tensor
     g: Tensor
     tolerance: float
+    z_t1: Tensor | None = None
 
     @property
     def marks(self) -> dict[Mark, Tensor]:
@@ -67,7 +69,7 @@ def free_phase(system: System, t1: int, t1_tol: float | None = None, t1_max: int
         t1_max: Most steps in all.
     """
     relaxed = relax(system, t1)
-    at_t1 = relaxed.residuals.force
+    at_t1, z_t1 = relaxed.residuals.force, relaxed.z.detach()
     if t1_tol is not None:
         # a sample that diverged never gets there, and must not keep the others going
         while relaxed.depth < t1_max and bool((relaxed.residuals.force > t1_tol).any()) and not relaxed.stationary:
@@ -75,7 +77,7 @@ def free_phase(system: System, t1: int, t1_tol: float | None = None, t1_max: int
     z = relaxed.z.detach()
     loss, g = loss_and_gradient(system, z)
     tolerance = FREE_TOLERANCE if t1_tol is None else t1_tol
-    return FreePhase(z, relaxed.residuals.force, at_t1, relaxed.steps, loss, g, tolerance)
+    return FreePhase(z, relaxed.residuals.force, at_t1, relaxed.steps, loss, g, tolerance, z_t1)
 
 
 def loss_and_gradient(system: System, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -164,7 +164,8 @@ def _run(trainer: Trainer, run: RunFolder, hooks: Hooks) -> Outcome:
             try:
                 record = trainer.update()
             except NonFinite as broken:
-                rescued = None if guard is None else guard.rescue(trainer, str(broken), run)
+                # what breaks in the very first update is a setting, such as the learning rate, and not a run to rescue
+                rescued = None if guard is None or trainer.step == 0 else guard.rescue(trainer, str(broken), run)
                 if rescued is None:
                     ending, sentence = _lost(trainer) or (Ending.NON_FINITE, str(broken))
                     trainer.evaluate()

@@ -152,7 +152,7 @@ def _explicit(system: System, free: FreePhase) -> Gradient:
         "adjoint_residual": nan,
         "adjoint_norm": nan,
     }
-    return Gradient(grouped, free.z, free.loss, diagnostics, dict(free.marks), float(free.steps + 1))
+    return Gradient(grouped, free.z, free.loss, diagnostics, dict(free.marks), float(free.steps + 1), free.z_t1)
 
 
 def without_task(gradient: Gradient) -> Gradient:

@@ -80,8 +80,9 @@ class Terms:
         self._observe(gradient)
         due = {p: share for p in self.penalties if (share := p.params.factor(step)) > 0}
         task_norm = grouped_norm(gradient.parameters) if due else torch.zeros(())
+        z = gradient.state if gradient.relaxed is None else gradient.relaxed
         return {
-            p.name: self.contribute(p, system, gradient.state, task_norm, self.generator, share * self.boost)
+            p.name: self.contribute(p, system, z, task_norm, self.generator, share * self.boost)
             for p, share in due.items()
         }
 

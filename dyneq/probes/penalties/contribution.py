@@ -81,7 +81,9 @@ def weighted(penalty: Penalty, bare: "Bare", task_norm: Tensor, share: float = 1
     if penalty.params.limit is None:
         return found
     norm = grouped_norm(found)
-    return times(found, (penalty.params.limit * task_norm / torch.where(norm > 0, norm, 1.0)).clamp(max=1.0))
+    # a share above 1 is the guard's: it raises what binds
+    limit = penalty.params.limit * max(1.0, share)
+    return times(found, (limit * task_norm / torch.where(norm > 0, norm, 1.0)).clamp(max=1.0))
 
 
 def _sub_batch(penalty: Penalty, system: System, z: Tensor, generator: torch.Generator) -> Tensor | None:

@@ -1,0 +1,50 @@
+"""Penalties in an update: which state they look at, and what the guard's factor does to a bound."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from dyneq.dynamics.relax import relax
+from dyneq.gradients.registry import parse
+from dyneq.probes.penalties import registry
+from dyneq.probes.penalties.contribution import contribution, grouped_norm
+from dyneq.probes.residual_measure import resreg
+from dyneq.train.loop import Ending, start
+from dyneq.train.recipe import Recipe
+from dyneq.train.terms import Terms
+from tests.dynamics.conftest import build
+
+
+@pytest.mark.parametrize("spec", ["adjoint:t1=4", "adjoint:t1=4,t1_tol=1e-9", "track:t1=4,t2=20", "bptt4"])
+def test_penalties_look_at_the_state_before_any_refinement(spec: str) -> None:
+    system = build(gain=2.0)
+    gradient = parse(spec).gradient(system)
+    late = relax(system, 4).z
+    if spec != "bptt4":
+        assert gradient.relaxed is not None
+        assert torch.equal(gradient.relaxed, late)
+    terms = Terms({"resreg": {"dead": 0, "scale": "absolute"}}, 0)
+    found = terms.contributions(system, gradient, 1)["resreg"]
+    torch.testing.assert_close(found.measure, resreg(system, late).detach(), rtol=1e-12, atol=0)
+    assert float(found.value) > 0
+
+
+def test_the_guards_factor_raises_a_bound_that_binds() -> None:
+    system = build(gain=2.0)
+    z = relax(system, 7).z.detach()
+    bound = registry.parse("jacreg:100,limit=0.5")
+    task = torch.tensor(2.0, dtype=torch.float64)
+    norms = [
+        float(grouped_norm(contribution(bound, system, z, task, torch.Generator().manual_seed(0), share).parameters))
+        for share in (0.5, 1.0, 4.0)
+    ]
+    assert norms == pytest.approx([1.0, 1.0, 4.0], rel=1e-12)
+
+
+def test_a_guarded_run_whose_first_update_breaks_says_so(tiny: Callable[..., Recipe], tmp_path) -> None:
+    recipe = tiny(guard={"enabled": True}, optimizer={"lr": 1e60, "warmup": 0})
+    outcome = start(recipe, tmp_path / "run")
+    assert outcome.ending is Ending.NON_FINITE
+    assert outcome.step == 0
+    assert "at update 1" in outcome.sentence

@@ -32,6 +32,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/diagnose.py
 	$(BIN)/python benchmarks/verdicts.py
 	$(BIN)/python benchmarks/gradients.py
+	$(BIN)/python benchmarks/training.py
 
 reference: $(READY)
 	$(BIN)/python -m dyneq.train.reference

@@ -344,7 +344,7 @@ def test_help_and_unknown_commands_do_not_import_torch():
         "import sys; from dyneq.cli.main import run; code = run(sys.argv[1:]);"
         "print('torch' in sys.modules, 'xarray' in sys.modules, code)"
     )
-    for args in (["--help"], ["spectrum", "--help"], ["nonsense"], ["list", "recipes"]):
+    for args in (["--help"], ["spectrum", "--help"], ["nonsense"], ["list", "--help"], ["compare", "--help"]):
         done = subprocess.run([sys.executable, "-c", program, *args], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1].startswith("False False"), args
 

@@ -28,7 +28,7 @@ class SpectralParams(PenaltyParams):
     )
     every: int = Field(2, gt=0, description="updates from one application to the next")
     refresh: int = Field(
-        20,
+        10,
         gt=0,
         description="applications for which samples, state and vectors are held; weights are always the present ones",
     )

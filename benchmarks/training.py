@@ -64,7 +64,7 @@ class Peer:
     """torchdeq's implicit gradient as an estimator."""
 
     def __init__(self, name: str) -> None:
-        self.options = PEERS[name]
+        self.name, self.options = name, PEERS[name]
 
     def gradient(self, system: BoundBlock) -> Gradient:
         """Return its gradient."""

@@ -7,6 +7,9 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from dyneq.settings import Settings
 
+#: Residuals of the gate, the fuse and the controllers are step residuals at this eps, whatever the run's own is.
+RESIDUAL_EPS = 0.1
+
 
 class Section(Settings):
     """Base of the sections: unknown settings are errors, and nothing changes once it is read."""

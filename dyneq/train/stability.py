@@ -10,11 +10,8 @@ from dyneq.probes.penalties.contribution import Contribution, contribution
 from dyneq.probes.penalties.floss import Floss, FlossParams
 from dyneq.systems.protocol import System
 from dyneq.train.log import Record
-from dyneq.train.sections import StabilitySection
+from dyneq.train.sections import RESIDUAL_EPS, StabilitySection
 from dyneq.train.terms import worst
-
-#: Residuals of the fuse are step residuals at this eps, whatever the run's own is.
-FUSE_EPS = 0.1
 
 
 class Fuse:
@@ -36,7 +33,7 @@ class Fuse:
         if self._bound is None:
             return
         found: float = record["force_residual_t1" if "force_residual_t1" in record else "force_residual"]
-        self.count = 0 if FUSE_EPS * found <= self._bound else self.count + 1  # NaN counts as far
+        self.count = 0 if RESIDUAL_EPS * found <= self._bound else self.count + 1  # NaN counts as far
 
     def sentence(self, step: int) -> str | None:
         """Return why the run ends here, None if it does not.

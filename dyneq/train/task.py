@@ -16,10 +16,7 @@ from dyneq.systems.protocol import System
 from dyneq.train import parallel
 from dyneq.train.log import Record
 from dyneq.train.recipe import Recipe
-from dyneq.train.sections import SwitchSection
-
-#: The gate reads step residuals at this eps, whatever the run's own is.
-GATE_EPS = 0.1
+from dyneq.train.sections import RESIDUAL_EPS, SwitchSection
 
 
 class Task:
@@ -58,7 +55,7 @@ class Task:
             return self.estimator.gradient(system), False
         assert isinstance(self.estimator, EquilibriumEstimator)
         free = self.estimator.free(system)
-        if GATE_EPS * float(parallel.gathered(free.residual_t1).median()) <= self._gate:  # NaN does not pass
+        if RESIDUAL_EPS * float(parallel.gathered(free.residual_t1).median()) <= self._gate:  # NaN does not pass
             return self.estimator.from_free(system, free), False
         return _explicit(system, free), True
 

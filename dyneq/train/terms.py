@@ -13,9 +13,7 @@ from dyneq.probes.penalties.base import Penalty
 from dyneq.probes.penalties.contribution import Contribution, contribution, grouped_norm
 from dyneq.systems.block import EquilibriumBlock
 from dyneq.systems.protocol import System
-
-#: Controllers read step residuals at this eps, whatever the run's own is.
-CONTROLLER_EPS = 0.1
+from dyneq.train.sections import RESIDUAL_EPS
 
 
 class Terms:
@@ -89,7 +87,7 @@ class Terms:
     def _observe(self, gradient: Gradient) -> None:
         """Tell the controllers the residual at T1, before any refinement of the free phase."""
         found = gradient.diagnostics.get("force_residual_t1", gradient.diagnostics["force_residual"])
-        residual = CONTROLLER_EPS * float(found.median())
+        residual = RESIDUAL_EPS * float(found.median())
         for penalty in self.penalties:
             penalty.observe(residual)
 

@@ -1,10 +1,17 @@
-"""What a run folder holds, in a form that can be compared bit for bit."""
+"""What a run folder holds, in a form that can be compared bit for bit, and a run that is killed on its way."""
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
+
+from dyneq.train.recipe import Recipe
+
+DRIVER = Path(__file__).with_name("kill_driver.py")
 
 
 def plain(held: object) -> object:
@@ -24,3 +31,20 @@ def contents(folder: Path) -> dict[str, object]:
     lines = (folder / "log.jsonl").read_text().splitlines()
     found["log.jsonl"] = [{k: v for k, v in json.loads(line).items() if not k.endswith("seconds")} for line in lines]
     return found
+
+
+def killed_and_whole(recipe: Recipe, folder: Path, seed: int, kills: int | None = None) -> tuple[Path, Path, list[int]]:
+    """Run a recipe killed with SIGKILL at random moments, and whole; return both folders and where it was struck."""
+    file, killed, whole = (folder / name for name in ("recipe.toml", "killed", "whole"))
+    file.write_text(recipe.to_toml(), encoding="utf-8")
+    arguments = [file, whole, killed, seed, *([] if kills is None else [kills])]
+    done = subprocess.run(
+        [sys.executable, DRIVER, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240 if kills is None else None,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    return killed, whole, [int(n) for n in done.stdout.split()]

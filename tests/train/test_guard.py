@@ -2,9 +2,6 @@
 
 import dataclasses
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from run_contents import contents, plain
+from doubles import Notes, Poison, StopAt
+from run_contents import contents, killed_and_whole, plain
 from torch import Tensor
 
 from dyneq.dynamics.linearization import Linearization
@@ -29,13 +27,11 @@ from dyneq.train.guard_rules import blown_up, judge
 from dyneq.train.log import Record, read_log
 from dyneq.train.loop import Ending, Hooks, resume, start
 from dyneq.train.moving import is_moving
-from dyneq.train.progress import Progress
 from dyneq.train.recipe import Recipe
 from dyneq.train.sections import GuardSection
 from dyneq.train.trainer import Trainer
 
 Tiny = Callable[..., Recipe]
-DRIVER = Path(__file__).with_name("kill_driver.py")
 #: A run of a few updates that is looked at in every one.
 CLOSE = {"enabled": True, "every": 1, "depth": 20, "samples": 2, "horizon": 3, "recover": 2}
 #: One that breaks: a learning rate that a block of 8 channels does not survive.
@@ -69,6 +65,26 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[dict[str, float]
         monkeypatch.setattr(guarding, "take_look", take)
 
     return script
+
+
+Altered = Callable[[Callable[[Record], None]], None]
+
+
+@pytest.fixture
+def altered(monkeypatch: pytest.MonkeyPatch) -> Altered:
+    """Lets every update tell the guard something else than it measured."""
+
+    def alter(change: Callable[[Record], None]) -> None:
+        updated = Trainer.update
+
+        def update(self: Trainer) -> Record:
+            record = updated(self)
+            change(record)
+            return record
+
+        monkeypatch.setattr(Trainer, "update", update)
+
+    return alter
 
 
 def acts(folder: Path) -> dict[int, str]:
@@ -327,22 +343,6 @@ def _state(path: Path) -> Any:
     return read_state(path)
 
 
-class Poison(Penalty):
-    """A penalty whose gradient is not finite in some of its updates."""
-
-    name, what, units, Params = "poison", "nothing", "1", PenaltyParams
-
-    def __init__(self, *calls: int) -> None:
-        super().__init__()
-        self.poisoned, self.calls = set(calls), 0
-
-    def measure(self, system: System, z: Tensor, generator: torch.Generator) -> Measured:
-        self.calls += 1
-        w = system.parameter_groups()["head"]["head.weight"][0, 0]
-        value = (w * (math.nan if self.calls in self.poisoned else 0.0)).expand(len(z))
-        return Measured(value, value.detach(), z.new_ones(()))
-
-
 def test_an_update_that_is_not_finite_leads_back_instead_of_to_the_end(tiny: Tiny, tmp_path: Path) -> None:
     recipe = tiny(run={"steps": 8}, guard={**CLOSE, "every": 2, "depth": 100})
     outcome = start(recipe, tmp_path / "run", hooks=Hooks(penalties=[Poison(4)]))
@@ -418,18 +418,15 @@ def test_a_validation_loss_that_blows_up_is_a_broken_run(
 
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_a_spike_of_the_gradient_is_undone_unless_gradients_are_clipped(
-    tiny: Tiny, tmp_path: Path, scripted: Callable[..., None], monkeypatch: pytest.MonkeyPatch, clip: float | None
+    tiny: Tiny, tmp_path: Path, scripted: Callable[..., None], altered: Altered, clip: float | None
 ) -> None:
     scripted([seen(0.9)])
-    updated = Trainer.update
 
-    def update(self: Trainer) -> Record:
-        record = updated(self)
-        if self.step == 8:
+    def change(record: Record) -> None:
+        if record["step"] == 8:
             record["gradient_norm"] *= 1e6
-        return record
 
-    monkeypatch.setattr(Trainer, "update", update)
+    altered(change)
     optimizer = {} if clip is None else {"clip": clip}
     start(tiny(run={"steps": 9}, guard={**CLOSE, "every": 50}, optimizer=optimizer), tmp_path / "run")
     done, records = acts(tmp_path / "run"), read_log(tmp_path / "run" / "log.jsonl")
@@ -441,17 +438,14 @@ def test_a_spike_of_the_gradient_is_undone_unless_gradients_are_clipped(
 
 
 def test_a_training_loss_that_blows_up_is_a_broken_run(
-    tiny: Tiny, tmp_path: Path, scripted: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, tmp_path: Path, scripted: Callable[..., None], altered: Altered
 ) -> None:
     scripted([seen(0.9)])
-    updated = Trainer.update
 
-    def update(self: Trainer) -> Record:
-        record = updated(self)
-        record["loss"] = 2.0 if self.step < 8 else 2.6
-        return record
+    def change(record: Record) -> None:
+        record["loss"] = 2.0 if record["step"] < 8 else 2.6
 
-    monkeypatch.setattr(Trainer, "update", update)
+    altered(change)
     start(tiny(run={"steps": 11}, guard={**CLOSE, "every": 50}), tmp_path / "run")
     done = acts(tmp_path / "run")
     assert list(done) == [10]  # three of five
@@ -470,17 +464,14 @@ def test_weights_about_to_be_lost_are_no_place_to_go_back_to(
 
 
 def test_a_residual_that_jumps_is_looked_at_at_once(
-    tiny: Tiny, tmp_path: Path, scripted: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, tmp_path: Path, scripted: Callable[..., None], altered: Altered
 ) -> None:
     scripted([seen(0.9)])
-    updated = Trainer.update
 
-    def update(self: Trainer) -> Record:
-        record = updated(self)
-        record["force_residual_max"] = 4e-3 if self.step == 8 else 1e-3
-        return record
+    def change(record: Record) -> None:
+        record["force_residual_max"] = 4e-3 if record["step"] == 8 else 1e-3
 
-    monkeypatch.setattr(Trainer, "update", update)
+    altered(change)
     start(tiny("bptt5", run={"steps": 12}, guard={**CLOSE, "every": 50}), tmp_path / "run")
     looks = [r["step"] for r in read_log(tmp_path / "run" / "log.jsonl") if "guard_modulus" in r]
     assert looks == [0, 8, 12]  # the jump and the last update
@@ -496,62 +487,16 @@ def test_every_other_look_is_left_out_in_safety(tiny: Tiny, tmp_path: Path, scri
 # what is kept
 
 
-class Notes(Progress):
-    """Keeps the sentences."""
-
-    def __init__(self) -> None:
-        self.sentences: list[str] = []
-
-    def update(self, record: Record) -> None:
-        pass
-
-    def note(self, sentence: str) -> None:
-        self.sentences.append(sentence)
-
-
-def guarded_contents(folder: Path) -> dict[str, Any]:
-    """The contents of a run without wall-clock times, stable snapshots by their values."""
-    found: dict[str, Any] = contents(folder)
-    found["log.jsonl"] = [{k: v for k, v in r.items() if k != "guard_seconds"} for r in found["log.jsonl"]]
-    for path in folder.glob("stable-*.pt"):
-        found[path.name] = plain(torch.load(path, weights_only=True))
-    return found
-
-
 @pytest.mark.parametrize(("dtype", "seed"), [("float32", 0), pytest.param("float64", 1, marks=pytest.mark.slow)])
 def test_a_guarded_run_killed_at_random_moments_ends_with_the_same_bits(
     tiny: Tiny, tmp_path: Path, dtype: str, seed: int
 ) -> None:
     run = {"steps": 45, "save_every": 3, "snapshot_every": 11, "dtype": dtype, "relaxation": 12}
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(tiny("adjoint:steps=4", run=run, **WILD).to_toml(), encoding="utf-8")
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = subprocess.run(
-        [sys.executable, str(DRIVER), str(recipe), str(whole), str(killed), str(seed)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    found, expected = guarded_contents(killed), guarded_contents(whole)
+    killed, whole, _ = killed_and_whole(tiny("adjoint:steps=4", run=run, **WILD), tmp_path, seed)
+    found, expected = contents(killed), contents(whole)
     assert found == expected
     assert sum("rolls back" in act for act in acts(whole).values()) >= 2
     assert sum(name.startswith("stable-") for name in found) == 1
-
-
-class StopAt(Progress):
-    """Interrupts a run when an update was applied but not saved yet."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def update(self, record: Record) -> None:
-        if record["step"] == self.step:
-            raise KeyboardInterrupt
-
-    def note(self, sentence: str) -> None:
-        pass
 
 
 def test_a_resume_from_before_the_last_stable_look_finds_its_own(tiny: Tiny, tmp_path: Path) -> None:
@@ -566,7 +511,7 @@ def test_a_resume_from_before_the_last_stable_look_finds_its_own(tiny: Tiny, tmp
         with pytest.raises(KeyboardInterrupt):
             resume(tmp_path / "stopped", hooks=Hooks(progress=StopAt(step)))
     assert resume(tmp_path / "stopped").ending is Ending.COMPLETED
-    assert guarded_contents(tmp_path / "stopped") == guarded_contents(tmp_path / "whole")
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
 
 def test_every_act_is_told(tiny: Tiny, tmp_path: Path) -> None:

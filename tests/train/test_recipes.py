@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from doubles import StopAt
+from run_contents import contents
 
 from dyneq.train.arms import Axes, cells
-from dyneq.train.log import Record, read_log
+from dyneq.train.log import read_log
 from dyneq.train.loop import Ending, Hooks, resume, start
-from dyneq.train.progress import Progress
 from dyneq.train.recipe import Recipe, packaged
 
 #: The size of all of them here; nudged phases, and what a switch waits for, are shortened below.
@@ -36,33 +36,6 @@ def _brief(gradient: dict[str, Any]) -> dict[str, Any]:
     return {**gradient, "t2": 8} if "t2" in gradient else gradient
 
 
-class Interrupting(Progress):
-    """Stops a run once, after an update and before its state is saved."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def update(self, record: Record) -> None:
-        if record["step"] == self.step:
-            raise KeyboardInterrupt
-
-    def note(self, sentence: str) -> None:
-        pass
-
-
-def numbers(folder: Path) -> list[Record]:
-    """The log without the wall-clock time; NaN is written as a string there, so that equal logs are equal."""
-    return [{k: v for k, v in record.items() if not k.endswith("seconds")} for record in read_log(folder / "log.jsonl")]
-
-
-def tensors(held: object) -> object:
-    if isinstance(held, torch.Tensor):
-        return str(held.dtype), tuple(held.shape), held.numpy().tobytes()
-    if isinstance(held, dict):
-        return {key: tensors(value) for key, value in held.items()}
-    return [tensors(value) for value in held] if isinstance(held, list | tuple) else held
-
-
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n.endswith("-s0") else n for n in packaged()]
 )
@@ -71,24 +44,23 @@ def test_every_recipe_trains_and_resumes_bit_for_bit(name: str, tmp_path: Path, 
         whole, stopped = tmp_path / f"{arm}-whole", tmp_path / f"{arm}-stopped"
         outcome = start(recipe, whole)
         assert outcome.ending is Ending.COMPLETED, outcome.sentence
-        updates = [r for r in numbers(whole) if "loss" in r]
+        updates = [r for r in read_log(whole / "log.jsonl") if "loss" in r]
         assert [r["step"] for r in updates] == [1, 2, 3]
         for penalty in recipe.penalty:
             assert f"penalty_{penalty}" in updates[0]
         with pytest.raises(KeyboardInterrupt):
-            start(recipe, stopped, hooks=Hooks(progress=Interrupting(2)))  # the second update is done again
+            start(recipe, stopped, hooks=Hooks(progress=StopAt(2)))  # the second update is done again
         assert resume(stopped).step == 3
-        assert numbers(stopped) == numbers(whole)
-        for file in ("last.pt", "step-000003.pt"):
-            one, other = (torch.load(folder / file, weights_only=True) for folder in (stopped, whole))
-            assert tensors(one) == tensors(other), (arm, file)
+        found, expected = contents(stopped), contents(whole)
+        for file in ("log.jsonl", "last.pt", "step-000003.pt"):
+            assert found[file] == expected[file], (arm, file)
 
 
 def test_the_switch_of_warm_track_is_made(tmp_path: Path, text_file: Path) -> None:
     (recipe,) = tiny("warm-track", text_file).values()
     assert [recipe.gradient["name"], recipe.switch[0].gradient["name"]] == ["aep", "track"]
     start(recipe, tmp_path / "run")
-    kinds = [set(r) for r in numbers(tmp_path / "run") if "loss" in r]
+    kinds = [set(r) for r in read_log(tmp_path / "run" / "log.jsonl") if "loss" in r]
     assert kinds[0] != kinds[2]  # another estimator has other diagnostics
 
 

@@ -1,25 +1,21 @@
 """Resuming: bit for bit after kill -9 at any moment, and never into something else."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from run_contents import contents
+from doubles import Notes
+from run_contents import contents, killed_and_whole
 
 from dyneq.errors import DyneqError, UsageError
 from dyneq.systems.checkpoint_io import load_checkpoint
 from dyneq.train.loop import Ending, Hooks, resume, start
-from dyneq.train.progress import Progress
 from dyneq.train.recipe import Recipe
 from dyneq.train.run_folder import RunFolder
 from dyneq.train.snapshots import Snapshot
 
 Tiny = Callable[..., Recipe]
-DRIVER = Path(__file__).with_name("kill_driver.py")
 
 
 @pytest.mark.parametrize(
@@ -29,19 +25,8 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
     tiny: Tiny, tmp_path: Path, gradient: str, dtype: str, seed: int
 ) -> None:
     run = {"steps": 45, "save_every": 3, "snapshots": [1, 40], "snapshot_every": 11, "dtype": dtype}
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(tiny(gradient, run=run, optimizer={"name": "adamw", "clip": 0.3}).to_toml(), encoding="utf-8")
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = subprocess.run(
-        [sys.executable, str(DRIVER), str(recipe), str(whole), str(killed), str(seed)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert not done.stderr
-    struck = [int(n) for n in done.stdout.split()]
+    recipe = tiny(gradient, run=run, optimizer={"name": "adamw", "clip": 0.3})
+    killed, whole, struck = killed_and_whole(recipe, tmp_path, seed)
     assert len(struck) == 6
     assert len(set(struck)) >= 4  # at different points of the run
     assert contents(killed) == contents(whole)
@@ -106,16 +91,6 @@ def test_a_damaged_state_is_refused_and_the_snapshots_stay(tiny: Tiny, tmp_path:
 
 
 def test_other_circumstances_are_told(tiny: Tiny, tmp_path: Path) -> None:
-    class Notes(Progress):
-        def __init__(self) -> None:
-            self.sentences: list[str] = []
-
-        def update(self, record: dict[str, object]) -> None:
-            pass
-
-        def note(self, sentence: str) -> None:
-            self.sentences.append(sentence)
-
     start(tiny(run={"steps": 4}), tmp_path / "run")
     log = tmp_path / "run" / "log.jsonl"
     log.write_text(log.read_text().replace(f'"threads": {torch.get_num_threads()}', '"threads": 99'))

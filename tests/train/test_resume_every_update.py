@@ -4,12 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from doubles import StopAt
 from run_contents import contents
 
 from dyneq.systems.checkpoint_io import load_checkpoint
-from dyneq.train.log import Record
 from dyneq.train.loop import Ending, Hooks, resume, start
-from dyneq.train.progress import Progress
 from dyneq.train.recipe import Recipe
 
 Tiny = Callable[..., Recipe]
@@ -38,20 +37,6 @@ GUARDED = {
     "optimizer": {"lr": 0.3, "warmup": 0},
     "guard": {"enabled": True, "every": 1, "samples": 2, "depth": 10, "blow_up": 0.05, "horizon": 5, "recover": 2},
 }
-
-
-class StopAt(Progress):
-    """Interrupts a run when an update was applied but not saved yet."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def update(self, record: Record) -> None:
-        if record["step"] == self.step:
-            raise KeyboardInterrupt
-
-    def note(self, sentence: str) -> None:
-        pass
 
 
 @pytest.mark.parametrize(

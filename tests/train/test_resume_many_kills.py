@@ -1,18 +1,14 @@
 """A run killed fifty times, with everything on that remembers something, ends as one that was not."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from run_contents import contents
+from run_contents import contents, killed_and_whole
 
 from dyneq.systems.checkpoint_io import load_checkpoint
 from dyneq.train.recipe import Recipe
 
-DRIVER = Path(__file__).with_name("kill_driver.py")
 KILLS = 50
 
 
@@ -29,16 +25,7 @@ def test_a_run_killed_fifty_times(tiny: Callable[..., Recipe], tmp_path: Path) -
         switch=[{"gradient": {"name": "aep", "t2": 4}, "metric": "force_residual_t1", "above": 0.0, "patience": 150}],
         run={"steps": 6 * KILLS + 30, "save_every": 3, "snapshot_every": 37, "evaluate_every": 10},
     )
-    file, whole, killed = (tmp_path / name for name in ("recipe.toml", "whole", "killed"))
-    file.write_text(recipe.to_toml(), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(DRIVER), str(file), str(whole), str(killed), "0", str(KILLS)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    struck = [int(n) for n in done.stdout.split()]
+    killed, whole, struck = killed_and_whole(recipe, tmp_path, 0, KILLS)
     assert len(struck) == KILLS
     assert len(set(struck)) > KILLS // 2
     assert load_checkpoint(whole / "last.pt").training["training"]["task"]["switches"] == 1

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from doubles import StopAt
 from run_contents import contents
 from torch import Tensor
 
@@ -20,9 +21,8 @@ from dyneq.probes.penalties.base import Measured, Penalty, PenaltyParams
 from dyneq.systems.checkpoint_io import load_checkpoint
 from dyneq.systems.protocol import System
 from dyneq.train.data import corpus_of
-from dyneq.train.log import Record, read_log
+from dyneq.train.log import read_log
 from dyneq.train.loop import Ending, Hooks, resume, start
-from dyneq.train.progress import Progress
 from dyneq.train.recipe import Recipe, load_recipe
 from dyneq.train.sections import StabilitySection
 from dyneq.train.stability import Fuse
@@ -355,20 +355,6 @@ def test_the_worst_measure_leaves_out_samples_without_one() -> None:
     assert worst(torch.tensor([math.nan, -1.0, -2.0])) == -1
     assert worst(torch.tensor([math.nan, math.inf])) == math.inf
     assert bool(worst(torch.tensor([math.nan, math.nan])).isnan())
-
-
-class StopAt(Progress):
-    """Interrupts a run when an update was applied but not saved yet."""
-
-    def __init__(self, step: int) -> None:
-        self.step, self.sentences = step, list[str]()
-
-    def update(self, record: Record) -> None:
-        if record["step"] == self.step:
-            raise KeyboardInterrupt
-
-    def note(self, sentence: str) -> None:
-        self.sentences.append(sentence)
 
 
 @pytest.mark.parametrize("switch", [BY_STEP, {**BY_RESIDUAL, "patience": 6}])

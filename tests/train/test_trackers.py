@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from doubles import Notes
 
 from dyneq.errors import DyneqError, UsageError
 from dyneq.train import trackers as module
 from dyneq.train.log import Record, read_log
 from dyneq.train.loop import Ending, Hooks, Outcome, resume, start
-from dyneq.train.progress import Progress
 from dyneq.train.recipe import Recipe
 from dyneq.train.snapshots import Snapshot
 from dyneq.train.trackers import Tracker, Tracking, trackers
@@ -51,17 +51,6 @@ class Fake:
 
     def finish(self, outcome: Outcome | None) -> None:
         self._called("finish", outcome)
-
-
-class Notes(Progress):
-    def __init__(self) -> None:
-        self.sentences: list[str] = []
-
-    def update(self, record: Record) -> None:
-        pass
-
-    def note(self, sentence: str) -> None:
-        self.sentences.append(sentence)
 
 
 def digests(folder: Path) -> dict[str, str]:

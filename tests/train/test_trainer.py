@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from doubles import Poison
 from torch import Tensor
 
 from dyneq.dynamics.relax import relax
@@ -127,27 +128,11 @@ def test_a_run_leaves_what_it_says(tiny: Tiny, tmp_path: Path) -> None:
     assert not list((tmp_path / "run").glob(".*"))
 
 
-class Poison(Penalty):
-    """A penalty whose gradient is not finite in its third update."""
-
-    name, what, units, Params = "poison", "nothing", "1", PenaltyParams
-
-    def __init__(self, value: float) -> None:
-        super().__init__()
-        self.value, self.calls = value, 0
-
-    def measure(self, system: System, z: Tensor, generator: torch.Generator) -> Measured:
-        self.calls += 1
-        w = system.parameter_groups()["head"]["head.weight"][0, 0]
-        value = (w * (self.value if self.calls == 3 else 0.0)).expand(len(z))
-        return Measured(value, value.detach(), z.new_ones(()))
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_an_update_that_is_not_finite_is_not_applied(tiny: Tiny, tmp_path: Path, value: float) -> None:
     # 1e30 is finite in float32, but Adam's second moment of it is not: it would freeze that weight for good
     clean = start(tiny(run={"steps": 2}), tmp_path / "clean")
-    broken = start(tiny(), tmp_path / "broken", hooks=Hooks(penalties=[Poison(value)]))
+    broken = start(tiny(), tmp_path / "broken", hooks=Hooks(penalties=[Poison(3, value=value)]))
     assert broken.ending is Ending.NON_FINITE
     assert broken.step == 2
     assert "the gradient is not finite at update 3" in broken.sentence

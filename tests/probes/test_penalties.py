@@ -131,6 +131,20 @@ def test_within_the_dead_band_value_and_gradient_are_exactly_zero(spec, depth):
     assert float(found.severity) == 0
 
 
+def test_floss_counts_a_sample_by_its_distance_from_rest():
+    system = build()
+    penalty = registry.parse("floss:margin=50,rest=1e-4,full=1e-2")  # the hinge is open for all
+    for depth in (5, 40, 80):
+        z = relax(system, depth).z.detach()
+        found, force = penalty.measure(system, z, seeded()), residuals(system, z).force.detach()
+        share = ((force - 1e-4) / (1e-2 - 1e-4)).clamp(0, 1)
+        torch.testing.assert_close(found.value.detach(), share * (found.measure + 50), rtol=1e-10, atol=0)
+    resting = ((force > 1e-9) & (force < 1e-4)).nonzero().flatten()  # far above rounding, and at rest for the penalty
+    assert len(resting)
+    part = bare_gradient(penalty, system.select(resting), z[resting], seeded())
+    assert float(flat(part.parameters).abs().max()) == 0
+
+
 def test_measures_are_those_that_probes_report():
     system = build(gain=2.0)
     z = relax(system, 60).z.detach()

@@ -168,8 +168,8 @@ def encode_value(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         array = np.asarray(value)
         scalar = {"scalar": True} if isinstance(value, np.generic) else {}
-        dtype = dtype_name("value", array.dtype)
-        return {_ARRAY: {"dtype": dtype, "shape": list(array.shape), "data": _values("value", array), **scalar}}
+        form = {"dtype": dtype_name("value", array.dtype), "shape": list(array.shape), "data": _values("value", array)}
+        return {_ARRAY: {**form, **_bits_of_nan(array, form), **scalar}}
     raise TypeError(f"no plain form of {value!r}")
 
 
@@ -196,8 +196,20 @@ def decode_value(value: Any) -> Any:
         return {decode_value(k): decode_value(v) for k, v in held}
     if tag == _ARRAY:
         array = _array(held["data"], held["dtype"], tuple(held["shape"]))
+        if "bits" in held:
+            array = np.frombuffer(bytes.fromhex(held["bits"]), array.dtype.newbyteorder("<")).reshape(array.shape)
+            array = array.astype(array.dtype.newbyteorder("="))
         return array[()] if held.get("scalar") else array
     raise ValueError(f"unknown tag {tag!r}")
+
+
+def _bits_of_nan(array: NDArray[Any], form: dict[str, Any]) -> dict[str, str]:
+    """Return the little-endian bytes of numbers whose NaN have a sign or payload, which the word ``NaN`` leaves out."""
+    if array.dtype.kind not in "fc" or not np.isnan(array).any():
+        return {}
+    little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes()
+    read = _array(form["data"], form["dtype"], array.shape)
+    return {} if read.astype(read.dtype.newbyteorder("<")).tobytes() == little else {"bits": little.hex()}
 
 
 def _variable(name: str, variable: xr.Variable) -> dict[str, Any]:

@@ -144,6 +144,9 @@ def test_attributes_never_act_on_values(store, name, value, numbers):
 
 @QUICK
 @given(value=st.one_of(PLAIN, hnp.arrays(st.sampled_from(NUMBERS), hnp.array_shapes(min_dims=0, max_dims=2))))
+@example(value=np.array(0xFE01, dtype="u2").view("f2"))
+@example(value=np.array([0x7FF8000000000123, 0xFFF8000000000000], dtype="u8").view("f8"))
+@example(value=np.array([0x7FC00001, 0], dtype="u4").view("c8"))
 def test_attribute_values(store, value):
     ds = xr.Dataset(attrs={"held": value})
     require_same(stored(store, ds), ds)

@@ -27,7 +27,7 @@ _LEGEND = (
     "loss: last finite validation loss, nats per token, mean with 95 % interval over seeds, broken runs included; "
     "residual, worst: force residual\nat the end (median over samples), median and largest over runs; unsettled: the "
     "largest share of samples that did not settle\nin a deep evaluation (run.deep), mean over runs; s/update: mean, "
-    "time: sum of a run's updates and looks of the guard; acts: of the guard"
+    "time: sum of a run's updates and looks of the guard; acts: of the\nguard, rollbacks among them in brackets"
 )
 
 
@@ -296,7 +296,7 @@ def _print(runs: list[dict[str, Any]], against: str | None) -> None:
             _number(row["unsettled"], ".0%"),
             _number(row["seconds_per_update"], ".3f"),
             _duration(row["seconds"]),
-            str(row["acts"]),
+            str(row["acts"]) + (f" ({row['rollbacks']})" if row["rollbacks"] else ""),
         ]
         if against is not None:
             own = row["arm"] == against

@@ -33,7 +33,8 @@ class LeadingModes:
         overlap: w^H v ``[sample, token]``, complex.
         residual: norm(J v - mu v) ``[sample, token]``, per unit time.
         condition: 1/abs(w^H v) for unit vectors ``[sample, token]``.
-        usable: Whether pair and left vector converged, bool ``[sample, token]``.
+        usable: Whether pair and left vector converged, bool ``[sample, token]``; False too where no vector was asked
+            for: there vectors are 0, overlap 1, residual and condition NaN.
     """
 
     multiplier: NDArray[np.complex128]
@@ -46,19 +47,24 @@ class LeadingModes:
 
 
 @torch.no_grad()
-def leading_modes(system: System, z: Tensor, generator: torch.Generator) -> LeadingModes:
+def leading_modes(system: System, z: Tensor, generator: torch.Generator, *, above: float | None = None) -> LeadingModes:
     """Return the leading multiplier of every token block, or of every sample without causal tokens.
 
     Args:
         system: The system.
         z: State ``[sample, ...]``, relaxed deeply: off the root multipliers are those of an unconverged state.
         generator: Randomness of Krylov starts.
+        above: Vectors are wanted only of blocks whose leading modulus is at least this, and of every sample's leading
+            block, where it saves time, which is on the dense path of tokens; all if None.
     """
     linearization, causal = Linearization(system, z), system.structure.causal
     operator = linearization.token_diagonal() if causal else linearization.whole
     target = [LargestModulus(system.eps)]
     if operator.dim <= (TOKEN_DENSE_LIMIT if causal else WHOLE_DENSE_LIMIT):
-        found = dense_eigenpairs(operator.to_dense(), target, 1)
+        matrix = operator.to_dense()
+        if above is not None and causal:
+            return _above(matrix, system, z, above)
+        found = dense_eigenpairs(matrix, target, 1)
     else:
         found = eigenpairs(operator, target, 1, generator=generator, left=True)
     blocks = (z.shape[0], operator.batch // z.shape[0])
@@ -74,6 +80,37 @@ def leading_modes(system: System, z: Tensor, generator: torch.Generator) -> Lead
         found.residual[:, 0].reshape(blocks),
         found.condition[:, 0].reshape(blocks),
         (found.converged & found.left_converged)[:, 0].reshape(blocks),
+    )
+
+
+def _above(matrix: Tensor, system: System, z: Tensor, above: float) -> LeadingModes:
+    """Return the modes of token blocks ``[sample * token, n, n]``, with vectors only where they are asked for."""
+    blocks, n = (z.shape[0], len(matrix) // z.shape[0]), matrix.shape[-1]
+    multipliers = 1 + system.eps * dense_eigenvalues(matrix)
+    multiplier = np.take_along_axis(multipliers, np.abs(multipliers).argmax(1)[:, None], 1)[:, 0]
+    size = np.abs(multiplier).reshape(blocks)
+    # a sample's leading block by its place, for its modulus is compared with nothing
+    wanted = ((size >= above) | (np.arange(blocks[1]) == size.argmax(1)[:, None])).ravel()
+    rows = torch.from_numpy(wanted)
+    found = dense_eigenpairs(matrix[rows.to(matrix.device)], [LargestModulus(system.eps)], 1)
+    assert found.left_vectors is not None
+    assert found.left_converged is not None
+    right, left = torch.zeros(2, len(matrix), n, dtype=found.vectors.dtype)
+    right[rows], left[rows] = found.vectors[:, 0].cpu(), found.left_vectors[:, 0].cpu()
+    overlap = torch.where(rows, (left.conj() * right).sum(1), torch.ones_like(right[:, 0]))
+    residual, condition = np.full((2, len(matrix)), np.nan)
+    usable = np.zeros(len(matrix), dtype=bool)
+    multiplier[wanted] = 1 + system.eps * found.values[:, 0]
+    residual[wanted], condition[wanted] = found.residual[:, 0], found.condition[:, 0]
+    usable[wanted] = (found.converged & found.left_converged)[:, 0]
+    return LeadingModes(
+        multiplier.reshape(blocks),
+        right.reshape(z.shape).to(z.device),
+        left.reshape(z.shape).to(z.device),
+        overlap.reshape(blocks).to(z.device),
+        residual.reshape(blocks),
+        condition.reshape(blocks),
+        usable.reshape(blocks),
     )
 
 

@@ -52,10 +52,10 @@ def rows(runs: Sequence[Run], against: str | None = None) -> list[dict[str, Any]
         ``best_loss`` (mean of each run's best), ``force_residual`` and ``force_residual_worst`` (median and largest
         over runs of the median over samples at the end), ``unsettled`` (largest share of samples that did not settle in
         a deep evaluation, mean over runs), ``seconds_per_update`` (median over runs of means),
-        ``seconds`` (median over runs of all updates together), ``acts`` (how many), and with ``against``
-        ``difference``, ``difference_half_width`` and ``pairs``. Intervals are over seeds, also in a row of several
-        learning rates: runs of one seed have their initial weights and batches in common, so that their mean counts as
-        one value.
+        ``seconds`` (median over runs of all updates together), ``acts`` (how many) and ``rollbacks`` among them, and
+        with ``against`` ``difference``, ``difference_half_width`` and ``pairs``. Intervals are over seeds, also in a
+        row of several learning rates: runs of one seed have their initial weights and batches in common, so that their
+        mean counts as one value.
     """
     found = []
     for arm in dict.fromkeys(run["arm"] for run in runs):
@@ -86,6 +86,7 @@ def _row(runs: Sequence[Run]) -> dict[str, Any]:
         "seconds_per_update": _median([run["seconds_per_update"] for run in runs]),
         "seconds": _median([run["seconds"] for run in runs]),
         "acts": sum(len(run["acts"]) for run in runs),
+        "rollbacks": sum("rolled_back_to" in act for run in runs for act in run["acts"]),
     }
 
 

@@ -66,8 +66,9 @@ def summary(cell: Cell, folder: Path, ended: dict[str, Any]) -> dict[str, Any]:
         samples of deep evaluations that did not settle, at the end) and ``unsettled_worst`` (the largest of all
         evaluations), ``curve`` (``step``, ``validation_loss``, ``validation_force_residual``, ``validation_unsettled``
         of every evaluation), ``seconds`` in all and ``seconds_per_update`` (their mean, since penalties and looks are
-        not in every update), ``acts`` of the guard (``step``, ``act``), ``broken`` (why, see :func:`broken`; None if
-        it did not), ``with`` (versions and threads of the run). Unknown numbers are NaN.
+        not in every update), ``acts`` of the guard (``step``, ``act``, and ``rolled_back_to`` where it
+        did), ``broken`` (why, see :func:`broken`; None if it did not), ``with`` (versions and threads of the run).
+        Unknown numbers are NaN.
 
     Raises:
         DyneqError: If the log cannot be read.
@@ -104,7 +105,11 @@ def summary(cell: Cell, folder: Path, ended: dict[str, Any]) -> dict[str, Any]:
         ),
         "seconds_per_update": seconds / len(times) if times else math.nan,
         "seconds": round(seconds, 2),
-        "acts": [{"step": record["step"], "act": record["act"]} for record in log if "act" in record],
+        "acts": [
+            {name: record[name] for name in ("step", "act", "rolled_back_to") if name in record}
+            for record in log
+            if "act" in record
+        ],
         "curve": {
             name: [e[name] for e in evaluations]
             for name in ("step", "validation_loss", "validation_force_residual", "validation_unsettled")

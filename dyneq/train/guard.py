@@ -117,6 +117,8 @@ class Guard:
             if act is not None:
                 record["act"] = act
             rolled_back = self.levers.counts[ROLLED_BACK] > before
+            if rolled_back:
+                record["rolled_back_to"] = self.stable_step
             if not verdict.soon:  # what is about to be lost is no place to go back to
                 self._remember(trainer, shelf)
             record |= self.levers.settings(trainer)
@@ -144,7 +146,7 @@ class Guard:
         switched = trainer.skip()
         if switched is not None:
             record["switch"] = switched
-        record["act"] = self._roll_back(trainer, why, shelf)
+        record |= {"act": self._roll_back(trainer, why, shelf), "rolled_back_to": self.stable_step}
         return record | self.levers.settings(trainer)
 
     def _due(self, step: int) -> bool:

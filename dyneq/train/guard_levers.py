@@ -30,24 +30,24 @@ class Levers:
     def __init__(self, section: GuardSection) -> None:
         self.section = section
         self.counts = dict.fromkeys(_WORDS, 0)
-        self._undoable: list[str] = []
+        self._undoable: list[tuple[str, float]] = []
 
     def slow_down(self, trainer: "Trainer") -> list[str]:
         """Lower the learning rate; return what was done, nothing at the bound."""
-        share = max(self.section.smallest, trainer.lr_share * self.section.lower)
-        if share >= trainer.lr_share:
+        before, share = trainer.lr_share, max(self.section.smallest, trainer.lr_share * self.section.lower)
+        if share >= before:
             return []
         trainer.lr_share = share
-        self._note(LOWERED)
+        self._note(LOWERED, before)
         return [f"lowers the learning rate to {share:.3g} of the recipe's"]
 
     def strengthen(self, trainer: "Trainer") -> list[str]:
-        """Raise the weights of the penalties; return what was done, nothing at the bound or without any."""
-        boost = min(self.section.largest, trainer.terms.boost * self.section.boost)
-        if not trainer.terms.penalties or boost <= trainer.terms.boost:
+        """Raise the weights of the penalties; return what was done, nothing at the bound or without any to come."""
+        before, boost = trainer.terms.boost, min(self.section.largest, trainer.terms.boost * self.section.boost)
+        if not trainer.terms.act_after(trainer.step) or boost <= before:
             return []
         trainer.terms.boost = boost
-        self._note(BOOSTED)
+        self._note(BOOSTED, before)
         return [f"raises the penalties' weights to {boost:.3g} times the recipe's"]
 
     @property
@@ -58,14 +58,15 @@ class Levers:
     def take_back(self, trainer: "Trainer") -> str:
         """Take the last act back; return what was done."""
         self.counts[TAKEN_BACK] += 1
-        if self._undoable.pop() == LOWERED:
-            trainer.lr_share = min(1.0, trainer.lr_share / self.section.lower)
+        act, before = self._undoable.pop()
+        if act == LOWERED:
+            trainer.lr_share = before
             return f"raises the learning rate again, to {trainer.lr_share:.3g} of the recipe's"
-        trainer.terms.boost = max(1.0, trainer.terms.boost / self.section.boost)
+        trainer.terms.boost = before
         return f"lowers the penalties' weights again, to {trainer.terms.boost:.3g} times the recipe's"
 
-    def _note(self, act: str) -> None:
-        self._undoable.append(act)
+    def _note(self, act: str, before: float) -> None:
+        self._undoable.append((act, before))
         self.counts[act] += 1
 
     def settings(self, trainer: "Trainer") -> Record:
@@ -79,8 +80,8 @@ class Levers:
 
     def state(self) -> dict[str, Any]:
         """Return what it remembers."""
-        return {"counts": dict(self.counts), "undoable": list(self._undoable)}
+        return {"counts": dict(self.counts), "undoable": [list(pair) for pair in self._undoable]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state` gave."""
-        self.counts, self._undoable = dict(state["counts"]), list(state["undoable"])
+        self.counts, self._undoable = dict(state["counts"]), [(act, before) for act, before in state["undoable"]]

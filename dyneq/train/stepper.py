@@ -14,6 +14,8 @@ from dyneq.train.sections import OptimizerSection
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 #: Groups whose matrices mu-P scales and weight caps bound: those inside the relaxation.
 INNER = ("attn", "ffn")
+#: Times its size, or 1, that a weight may be after one update: beyond that the learning rate is a mistake.
+GROWTH = 1e6
 
 
 class Stepper:
@@ -46,8 +48,8 @@ class Stepper:
             self.average = copy.deepcopy(block).requires_grad_(False)
             self._averaged = dict(self.average.named_parameters())
 
-    def apply(self, direction: Grouped, norm: Tensor, lr: float) -> bool:
-        """Step along a gradient unless a weight would not be finite afterwards; return whether it was done.
+    def apply(self, direction: Grouped, norm: Tensor, lr: float) -> str | None:
+        """Step along a gradient, or change nothing and return what would be wrong with a weight afterwards.
 
         Args:
             direction: The gradient.
@@ -57,6 +59,7 @@ class Stepper:
         clip = self.section.clip
         scale = None if clip is None else (clip / norm).clamp(max=1.0)
         before = [p.detach().clone() for p in self.parameters.values()]
+        bounds = GROWTH * _sizes(before).clamp(min=1.0)
         moments = _copied(self.optimizer.state_dict())
         for members in direction.values():
             for name, value in members.items():
@@ -64,22 +67,28 @@ class Stepper:
         scales = self._scales.values() if self.section.mup_base else [1.0]
         for group, own in zip(self.optimizer.param_groups, scales, strict=True):
             group["lr"] = lr * own
-        fits = True
+        wrong = None
         try:
             self.optimizer.step()
         except RuntimeError as error:
-            fits = "overflow" not in str(error)  # the learning rate is no number of this precision
-            if fits:
+            if "overflow" not in str(error):
                 raise
+            wrong = f"the learning rate {lr:g} is no number of this precision"
         self.optimizer.zero_grad(set_to_none=True)
-        if not fits or not torch.stack([torch.isfinite(p).all() for p in self.parameters.values()]).all():
+        if wrong is None:
+            sizes = _sizes([p.detach() for p in self.parameters.values()])
+            if not sizes.isfinite().all():
+                wrong = "a weight is not finite"
+            elif (sizes > bounds).any():
+                wrong = f"a weight is {float(sizes.max()):.1e}, from {float(_sizes(before).max()):.1e},"
+        if wrong is not None:
             with torch.no_grad():
                 for p, old in zip(self.parameters.values(), before, strict=True):
                     p.copy_(old)
             self.optimizer.load_state_dict(moments)
-            return False
+            return wrong
         self._settle()
-        return True
+        return None
 
     @torch.no_grad()
     def _settle(self) -> None:
@@ -107,6 +116,11 @@ class Stepper:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["ema"])
+
+
+def _sizes(tensors: list[Tensor]) -> Tensor:
+    """Return the largest modulus of each tensor; NaN where it holds one."""
+    return torch.stack(torch._foreach_norm(tensors, float("inf")))
 
 
 def _mup_scales(groups: Mapping[str, Mapping[str, Tensor]], base: int | None, channels: int | None) -> dict[str, float]:

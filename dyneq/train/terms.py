@@ -91,9 +91,13 @@ class Terms:
         for penalty in self.penalties:
             penalty.observe(residual)
 
-    def weights(self) -> dict[str, float]:
-        """Return the weights that are in force, for the log."""
-        return {f"penalty_{p.name}_weight": p.weight * self.boost for p in self.penalties}
+    def weights(self, step: int) -> dict[str, float]:
+        """Return the weights of penalties by schedule in the update number ``step``, applied in it or not."""
+        return {f"penalty_{p.name}_weight": p.weight * p.params.share(step) * self.boost for p in self.penalties}
+
+    def act_after(self, step: int) -> bool:
+        """Whether a penalty is still to be applied after ``step`` updates."""
+        return any(p.params.until is None or p.params.until > step for p in self.penalties)
 
     def state(self) -> dict[str, Any]:
         """Return what is needed to continue: the generator, the boost, and what controllers remember."""

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dyneq.dynamics.relax import relax
-from dyneq.errors import DyneqError
+from dyneq.errors import DyneqError, UsageError
 from dyneq.gradients.base import Gradient
 from dyneq.probes.penalties.base import Penalty
-from dyneq.probes.penalties.contribution import grouped_norm
+from dyneq.probes.penalties.contribution import Contribution, grouped_norm
 from dyneq.systems.block import EquilibriumBlock
 from dyneq.systems.checkpoint import Checkpoint, EvaluationBatch, block_of_kind
 from dyneq.train import parallel
@@ -32,7 +32,7 @@ SETTLED = 1e-3
 
 
 class NonFinite(DyneqError):
-    """A loss, gradient or weight stopped being finite; the update was not applied."""
+    """A loss, gradient or weight stopped being finite, or could not be computed; the update was not applied."""
 
 
 class Trainer:
@@ -97,40 +97,48 @@ class Trainer:
         other diagnostics likewise.
 
         Raises:
-            NonFinite: If loss, gradient or the new weights are not finite; weights, optimiser and generator are then
-                as they were before.
+            NonFinite: If loss, gradient or the new weights are not finite, or, after the first update, cannot be
+                computed; weights, optimiser and generator are then as they were before.
+            DyneqError: If the first update cannot be computed.
         """
         began = time.perf_counter()
         step, drawn_from, terms_before = self.step + 1, self.generator.get_state(), self.terms.state()
-        tokens, targets = self._draw()
-        system = self.share.bind(self.block, tokens.to(self.device), targets.to(self.device))
-        gradient, skipped = self.task.gradient(system)
-        gradient = self.share.whole(gradient)
-        lr, parts = self._lr(step) * self.lr_share, {}
+
+        def undone(sentence: str) -> NonFinite:
+            self.generator.set_state(drawn_from)
+            self.terms.restore(terms_before)
+            return NonFinite(sentence)
+
         warming = step <= self.recipe.stability.prewarm
-        if warming:
-            gradient = without_task(gradient)
-            part = prewarm(self.recipe.stability, system, gradient, self.terms.generator)
-            parts = {"prewarm": self.share.mean(part)}
-        else:
-            parts = self.terms.contributions(system, gradient, step)
+        try:
+            gradient, skipped, parts = self._directions(step, warming)
+        except UsageError:
+            raise
+        except DyneqError as error:
+            # what cannot be computed at once is a setting; and one of several processes cannot answer alone
+            if step == 1 or parallel.size() > 1:
+                raise
+            raise undone(
+                f"update {step} cannot be computed ({error}): the weights after {step - 1} updates are kept; look at "
+                "their spectrum, then lower optimizer.lr or start again from an earlier snapshot"
+            ) from error
+        lr = self._lr(step) * self.lr_share
         direction = added(gradient.parameters, parts)
         norm = grouped_norm(direction)
         record: Record = {
             "step": step,
             **_scalars(gradient, norm, bare_numbers(parts) if warming else numbers(parts, gradient.parameters)),
-            **self.terms.weights(),
+            **self.terms.weights(step),
             "lr": lr,
         }
         if self.recipe.stability.gate is not None:
             record["nudge_skipped"] = int(skipped)
-        broken = [name for name in ("loss", "gradient_norm") if not math.isfinite(record[name])]
-        still = warming and not norm > 0  # nothing to contract: not even weight decay then
-        if broken or not (still or self.stepper.apply(direction, norm, lr)):
-            self.generator.set_state(drawn_from)
-            self.terms.restore(terms_before)
-            named = "a weight" if not broken else "the loss" if "loss" in broken else "the gradient"
-            raise NonFinite(self._sentence(named, record))
+        broken = [what for what in ("loss", "gradient_norm") if not math.isfinite(record[what])]
+        wrong = f"the {broken[0].removesuffix('_norm')} is not finite" if broken else None
+        if wrong is None and (norm > 0 or not warming):  # nothing to contract: not even weight decay then
+            wrong = self.stepper.apply(direction, norm, lr)
+        if wrong is not None:
+            raise undone(self._sentence(wrong, record))
         self.step = step
         if step == self.recipe.stability.prewarm:
             self.stepper.forget()  # moments of another gradient
@@ -140,6 +148,18 @@ class Trainer:
         self.fuse.observe(record)
         record["seconds"] = round(time.perf_counter() - began, 4)
         return record
+
+    def _directions(self, step: int, warming: bool) -> tuple[Gradient, bool, dict[str, Contribution]]:
+        """Return the task's gradient on the next batch, whether its nudge was skipped, and what terms add to it."""
+        tokens, targets = self._draw()
+        system = self.share.bind(self.block, tokens.to(self.device), targets.to(self.device))
+        gradient, skipped = self.task.gradient(system)
+        gradient = self.share.whole(gradient)
+        if not warming:
+            return gradient, skipped, self.terms.contributions(system, gradient, step)
+        gradient = without_task(gradient)
+        part = prewarm(self.recipe.stability, system, gradient, self.terms.generator)
+        return gradient, skipped, {"prewarm": self.share.mean(part)}
 
     def _draw(self) -> tuple[Tensor, Tensor]:
         """Return the next batch."""
@@ -180,7 +200,7 @@ class Trainer:
     def _sentence(self, what: str, record: Record) -> str:
         step, residual, norm = record["step"], record["force_residual_max"], record["gradient_norm"]
         return (
-            f"{what} is not finite at update {step} (worst force residual of its batch {residual:.1e}, gradient norm "
+            f"{what} at update {step} (worst force residual of its batch {residual:.1e}, gradient norm "
             f"{norm:.1e}): the update was not applied and the weights after {step - 1} updates are kept; look at their "
             "spectrum, then lower optimizer.lr or start again from an earlier snapshot"
         )

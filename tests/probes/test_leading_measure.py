@@ -39,6 +39,26 @@ def test_moduli_are_those_of_dense_blocks():
     assert (modes.multiplier.imag != 0).any()  # complex pairs are among them
 
 
+@pytest.mark.parametrize("above", [0.0, 0.9, 100.0])
+def test_vectors_are_taken_where_they_are_asked_for(above):
+    system = build(samples=2, gain=3.0)
+    z = relax(system, 50).z
+    some, every = leading_modes(system, z, generator(), above=above), leading_modes(system, z, generator())
+    size = dense_moduli(system, z)
+    wanted = (size >= above) | (size == size.max(1, keepdims=True))
+    assert (some.usable == wanted).all()
+    np.testing.assert_allclose(np.abs(some.multiplier), size, rtol=1e-10)
+    moduli = leading_moduli(system, z, some)
+    np.testing.assert_allclose(moduli.detach().numpy()[wanted], size[wanted], rtol=1e-10)
+    weights = [system.block.attn.wv.weight, system.block.ffn.fc.weight]
+    rows = torch.from_numpy(wanted)
+    expected = torch.autograd.grad(leading_moduli(system, z, every)[rows].sum(), weights)
+    for a, b in zip(torch.autograd.grad(moduli[rows].sum(), weights), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    assert np.isnan(some.residual[~wanted]).all()
+    assert not some.right[~rows].any()
+
+
 def test_large_blocks_by_krylov_agree_with_dense(monkeypatch):
     system = build(samples=2, gain=3.0)
     z = relax(system, 50).z

@@ -53,6 +53,7 @@ def slope_of(value, parameters, direction, h=1e-4):
 #: Specs under which the term is active at the states below.
 ACTIVE = [
     "resreg",
+    "resreg:through=5,dead=1e-6",
     "floss:margin=2",
     "floss:margin=2,rest=1e-3,full=30",  # every sample's share is between 0 and 1
     "floss:margin=5,tangents=2,steps=5",
@@ -117,6 +118,7 @@ def test_the_total_form_reports_the_same_value():
     [
         ("resreg", 400),  # force residual far below 7e-3
         ("resreg:dead=1e9", 7),
+        ("resreg:dead=1e9,through=5", 7),
         ("floss", 400),  # at rest
         ("floss:margin=-50", 7),  # contracts well enough
         ("floss:margin=-50,tangents=2", 7),
@@ -154,6 +156,9 @@ def test_measures_are_those_that_probes_report():
 
     residual = run_probe("residual", system, depth=(60,))
     torch.testing.assert_close(measure("resreg"), torch.from_numpy(residual["resreg"].values[0]), rtol=1e-12, atol=0)
+    later = run_probe("residual", system, depth=(72,))
+    found = measure("resreg:through=12,dead=0")
+    torch.testing.assert_close(found, torch.from_numpy(later["resreg"].values[0]), rtol=1e-9, atol=0)
     ftle = run_probe("ftle", system, depth=60, horizon=40, rate_steps=12)
     torch.testing.assert_close(measure("floss"), torch.from_numpy(ftle["contraction_rate"].values), rtol=1e-11, atol=0)
     spectrum = run_probe("spectrum", system, depth=(60,), numerical_abscissa=False)
@@ -242,7 +247,8 @@ def test_the_controller_multiplies_by_a_power_of_the_residual_between_its_bounds
 
 @settings(deadline=None)
 @given(st.integers(0, 40), st.integers(1, 7), st.integers(0, 20), st.none() | st.integers(1, 60))
-def test_schedules_begin_rise_and_end(start, every, ramp, until):
+def test_schedules_begin_rise_and_end(start, every, ramp, lasting):
+    until = None if lasting is None else start + lasting
     options = {"start": start, "every": every, "ramp": ramp} | ({} if until is None else {"until": until})
     params = registry.build("floss", options).params
     factors = [params.factor(step) for step in range(1, 80)]
@@ -252,6 +258,7 @@ def test_schedules_begin_rise_and_end(start, every, ramp, until):
             assert factor == 0
         else:
             assert factor == (min(1.0, since / ramp) if ramp else 1.0)
+        assert factor in (0, params.share(step))
 
 
 def test_hinges_pass_no_gradient_where_they_rest():
@@ -266,6 +273,7 @@ def test_hinges_pass_no_gradient_where_they_rest():
     [
         ("flos", "did you mean 'floss'"),
         ("floss:stps=3", "no option 'stps'; did you mean 'steps'"),
+        ("floss:start=5,until=5", "until=5 should be above start=5"),
         ("floss:steps=0", "steps: input should be greater than 0, but found '0'"),
         ("floss:steps", "weight: input should be a valid number"),
         ("floss:0.1,8", "'8' in it is neither"),

@@ -44,10 +44,11 @@ def test_the_interval_is_students() -> None:
 
 
 def test_a_row_by_hand() -> None:
+    acts = [{"step": 3, "act": "x"}, {"step": 5, "act": "y", "rolled_back_to": 2}]
     runs = [
         run("a", 0, 2.0, force_residual=1e-2, seconds_per_update=0.2, seconds=10.0, best_loss=1.5),
         run("a", 1, 3.0, force_residual=3e-1, seconds_per_update=0.9, seconds=40.0, best_loss=2.5, broken="it rose"),
-        run("a", 2, 4.0, force_residual=2e-2, seconds_per_update=0.3, seconds=20.0, acts=[{"step": 3, "act": "x"}] * 2),
+        run("a", 2, 4.0, force_residual=2e-2, seconds_per_update=0.3, seconds=20.0, acts=acts),
     ]
     (row,) = rows(runs)
     assert row == {
@@ -61,6 +62,7 @@ def test_a_row_by_hand() -> None:
             "seconds_per_update": 0.3,
             "seconds": 20.0,
             "acts": 2,
+            "rollbacks": 1,
         },
     }
 

@@ -95,7 +95,7 @@ def test_the_average_is_the_explicit_sum_over_all_past_weights() -> None:
     stepper = Stepper(block, OptimizerSection(ema=decay))
     past = [{n: p.detach().clone() for n, p in block.named_parameters()}]
     for _ in range(6):
-        assert stepper.apply(grouped(block, generator), torch.ones(()), 1e-2)
+        assert stepper.apply(grouped(block, generator), torch.ones(()), 1e-2) is None
         past.append({n: p.detach().clone() for n, p in block.named_parameters()})
     weights = [decay**6, *((1 - decay) * decay ** (6 - k) for k in range(1, 7))]
     assert sum(weights) == pytest.approx(1)
@@ -108,11 +108,12 @@ def test_the_average_is_the_explicit_sum_over_all_past_weights() -> None:
 def test_an_update_that_was_taken_back_leaves_average_and_moments() -> None:
     block, generator = block_of(16), torch.Generator().manual_seed(1)
     stepper = Stepper(block, OptimizerSection(ema=0.8, name="adamw", weight_decay=1e-2))
-    assert stepper.apply(grouped(block, generator), torch.ones(()), 1e-2)
+    assert stepper.apply(grouped(block, generator), torch.ones(()), 1e-2) is None
     before = json.dumps(plain(stepper.state())), {n: p.clone() for n, p in block.state_dict().items()}
     broken = grouped(block, generator)
     broken["head"]["head.weight"][0, 0] = torch.inf
-    assert not stepper.apply(broken, torch.ones(()), 1e-2)
+    assert stepper.apply(broken, torch.ones(()), 1e-2) == "a weight is not finite"
+    assert "a weight is 1.0e+30" in stepper.apply(grouped(block, generator), torch.ones(()), 1e30)
     assert json.dumps(plain(stepper.state())) == before[0]
     assert all(torch.equal(p, before[1][n]) for n, p in block.state_dict().items())
 
@@ -156,7 +157,7 @@ def test_mup_scales_the_matrices_inside_and_the_read_out_alone() -> None:
     block = block_of(64)
     stepper = Stepper(block, OptimizerSection(mup_base=16, lr=1.0))
     before = {n: p.detach().clone() for n, p in block.named_parameters()}
-    assert stepper.apply(grouped(block, torch.Generator().manual_seed(0)), torch.ones(()), 1e-2)
+    assert stepper.apply(grouped(block, torch.Generator().manual_seed(0)), torch.ones(()), 1e-2) is None
     for group, members in block.parameter_groups().items():
         for name, p in members.items():
             moved = (p.detach() - before[name]).abs().max().item()  # the first step of Adam is lr whatever the gradient

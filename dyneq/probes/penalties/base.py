@@ -2,10 +2,10 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
 from dyneq.settings import Settings
@@ -35,12 +35,22 @@ class PenaltyParams(Settings):
     ramp: int = Field(0, ge=0, description="updates over which its weight then rises linearly")
     until: int | None = Field(None, gt=0, description="last update it is applied in; no end if None")
 
-    def factor(self, step: int) -> float:
-        """Return the share of its weight that holds in the update number ``step``, counted from 1; 0 if it rests."""
+    @model_validator(mode="after")
+    def _acts(self) -> Self:
+        if self.until is not None and self.until <= self.start:
+            raise ValueError(f"until={self.until} should be above start={self.start}, or it is never applied")
+        return self
+
+    def share(self, step: int) -> float:
+        """Return the share of its weight that the schedule has in the update number ``step``, counted from 1."""
         since = step - self.start
-        if since < 1 or (self.until is not None and step > self.until) or (since - 1) % self.every:
+        if since < 1 or (self.until is not None and step > self.until):
             return 0.0
         return min(1.0, since / self.ramp) if self.ramp else 1.0
+
+    def factor(self, step: int) -> float:
+        """Return :meth:`share` in an update it is applied in, and 0 in those between."""
+        return 0.0 if (step - self.start - 1) % self.every else self.share(step)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """``resreg``: the squared step residual at the state the relaxation reached, so that the weights feel that it is late.
 
 Equilibrium gradients differentiate the root and never feel how far from it the relaxation stopped; BPTT does. This
-term adds it back. It is a cliff: next to nothing until the spectral radius is near 1.
+term adds it back. At the very state it is a cliff: next to nothing until the spectral radius is near 1, and what it
+asks for then is that this state be a fixed point, not that it be a stable one. Taken ``through`` further steps, it asks
+that the residual shrink.
 """
 
 from typing import Literal
@@ -25,6 +27,9 @@ class ResregParams(PenaltyParams):
     )
     full: float = Field(0.2, gt=0, description="force residual from which a task-scaled term applies in full")
     dead: float = Field(7e-3, ge=0, description="force residual below which a sample adds nothing")
+    through: int = Field(
+        0, ge=0, description="relaxation steps after which the residual is taken and through which it is differentiated"
+    )
 
 
 class Resreg(Penalty):
@@ -41,11 +46,11 @@ class Resreg(Penalty):
     units = "1"
 
     def measure(self, system: System, z: Tensor, generator: torch.Generator) -> Measured:
-        """Return the term; its measure is the squared step residual the probe ``residual`` reports."""
+        """Return the term; its measure is the squared step residual the probe ``residual`` reports, so much deeper."""
         with torch.no_grad():
             force = residuals(system, z).force
         with torch.enable_grad():
-            squared = resreg(system, z)
+            squared = resreg(system, z, self.params.through)
             late = force > self.params.dead
             value = torch.where(late, torch.where(late, squared, torch.zeros_like(squared)), torch.zeros_like(squared))
         reach = torch.where(late, (force / self.params.full).clamp(max=1.0), torch.zeros_like(force))

@@ -14,21 +14,24 @@ from dyneq.probes.penalties.base import Measured, Penalty, PenaltyParams, hinge
 from dyneq.systems.block import BoundBlock
 from dyneq.systems.protocol import System
 
+#: Blocks further below the bound than this get no vectors: held for the time they are, they would not open a hinge.
+SLACK = 0.05
+
 
 class SpectralParams(PenaltyParams):
     """Options of spectral."""
 
     weight: float = Field(6.0, gt=0, description="factor of the term; with scale=task, its share of the task gradient")
-    samples: int | None = Field(4, gt=0, description="samples of the batch it is taken over; all if None")
+    samples: int | None = Field(3, gt=0, description="samples of the batch it is taken over; all if None")
     pick: Literal["random", "worst"] = Field(
         "worst", description="which: drawn anew, or those with the largest force residuals"
     )
     limit: float | None = Field(
         1.0, gt=0, description="largest norm of the term's gradient, as a share of the task gradient's; none if None"
     )
-    every: int = Field(2, gt=0, description="updates from one application to the next")
+    every: int = Field(3, gt=0, description="updates from one application to the next")
     refresh: int = Field(
-        10,
+        7,
         gt=0,
         description="applications for which samples, state and vectors are held; weights are always the present ones",
     )
@@ -125,7 +128,8 @@ class Spectral(Penalty):
             return None
         if len(rows) < len(deep):
             system, deep = system.select(rows), deep[rows]
-        held = _Held(system, deep.detach(), leading_modes(system, deep, generator), rows)
+        modes = leading_modes(system, deep, generator, above=self.params.bound - SLACK)
+        held = _Held(system, deep.detach(), modes, rows)
         if self.params.form == "total":
             held.a = self._adjoint(held)
         return held

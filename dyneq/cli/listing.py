@@ -17,6 +17,7 @@ _GROUPS = {
     "estimators": plugins.ESTIMATORS,
     "systems": plugins.SYSTEMS,
     "penalties": "dyneq.penalties",
+    "tokenizers": plugins.TOKENIZERS,
 }
 
 
@@ -24,7 +25,7 @@ _GROUPS = {
 @click.argument("kind", type=click.Choice([*_GROUPS, "recipes", "checkpoints"]))
 @click.option("--json", "as_json", is_flag=True, envvar="DYNEQ_JSON", help="Print one JSON document.")
 def listing(kind: str, as_json: bool) -> None:
-    """Show what is installed: probes, estimators, systems and penalties with their parameters; recipes; checkpoints.
+    """Show what is installed: probes, estimators, systems and penalties, with parameters; and what else has a name.
 
     What cannot be used is listed with the reason.
     """
@@ -126,11 +127,22 @@ def _penalty(name: str, declared: object) -> dict[str, Any]:
     }
 
 
+def _tokenizer(name: str, declared: object) -> dict[str, Any]:
+    from dyneq.systems.vocabulary import Vocabulary
+
+    if not (isinstance(declared, type) and issubclass(declared, Vocabulary)):
+        raise UsageError(f"it should be a class that extends Vocabulary, but is {declared!r}")
+    if getattr(declared, "kind", None) != name:
+        raise UsageError(f"it should have the kind {name!r}, but calls itself {getattr(declared, 'kind', None)!r}")
+    return {"parameters": [], "description": first_line(declared)}
+
+
 _DESCRIBE: dict[str, Callable[[str, Any], dict[str, Any]]] = {
     "probes": _probe,
     "estimators": _estimator,
     "systems": _system,
     "penalties": _penalty,
+    "tokenizers": _tokenizer,
 }
 
 
@@ -204,7 +216,7 @@ def _text(result: dict[str, Any]) -> str:
         lines.append(f"  needs: {', '.join(result['needs']) or 'nothing but a force'}")
     elif "value_is" in result:
         lines.append(f"  its value: {result['value_is']}")
-    else:
+    elif "causal" in result:
         lines.append(f"  causal over tokens: {'yes' if result['causal'] else 'no'}")
     rows = [(p["name"], p["type"], _default(p), p["description"]) for p in result["parameters"]]
     widths = [max(len(row[i]) for row in rows) for i in range(3)] if rows else []

@@ -14,6 +14,7 @@ from dyneq.errors import DyneqError
 from dyneq.probes.penalties.base import Penalty
 from dyneq.train import parallel
 from dyneq.train.data import corpus_of
+from dyneq.train.idle import idle
 from dyneq.train.log import Record, TrainingLog, Unwritten, cut_log
 from dyneq.train.plateau import Watch
 from dyneq.train.progress import Progress, SilentProgress
@@ -151,6 +152,8 @@ def _run(trainer: Trainer, run: RunFolder, hooks: Hooks) -> Outcome:
         Tracking(hooks.trackers, progress).start(recipe, run.path, trainer.step) as tracking,
     ):
         header, guard, watch = _header(trainer), trainer.guard, Watch(kept)
+        for sentence in idle(recipe) if fresh else []:
+            progress.note(sentence)
         if fresh:
             log.append(header if guard is None else {**header, **guard.begin(trainer, run)})
             if 0 in recipe.run.snapshots:
@@ -268,7 +271,7 @@ def _tell_difference(then: Record, now: Record, progress: Progress) -> None:
     then = {"processes": 1, **then}  # older logs do not say
     differing = [key for key in ("dyneq", "torch", "threads", "device", "processes") if then.get(key) != now[key]]
     if differing:
-        progress.note(
+        progress.warn(
             "the run continues, but not bit for bit: "
             + ", ".join(f"{key} was {then.get(key)} and is {now[key]}" for key in differing)
         )

@@ -43,6 +43,10 @@ class Progress(ABC):
     def note(self, sentence: str) -> None:
         """Show a sentence."""
 
+    def warn(self, sentence: str) -> None:
+        """Show that something is not as it was asked for; also where little else is shown."""
+        self.note(sentence)
+
 
 class SilentProgress(Progress):
     """Shows nothing."""
@@ -52,6 +56,14 @@ class SilentProgress(Progress):
 
     def note(self, sentence: str) -> None:
         """Ignore the sentence."""
+
+
+class QuietProgress(SilentProgress):
+    """Shows warnings alone."""
+
+    def warn(self, sentence: str) -> None:
+        """Print the sentence."""
+        click.echo(f"dyneq: {sentence}", err=True)
 
 
 class Numbers:
@@ -205,9 +217,9 @@ class LiveProgress(Progress):
 
 
 def progress_for(quiet: bool) -> Progress:
-    """Return what fits where standard error goes: nothing, plain lines, or a live display."""
+    """Return what fits where standard error goes: warnings alone, plain lines, or a live display."""
     if quiet:
-        return SilentProgress()
+        return QuietProgress()
     return LiveProgress() if sys.stderr.isatty() else PlainProgress()
 
 

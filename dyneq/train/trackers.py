@@ -222,7 +222,7 @@ class Tracking:
         for worker in self._workers:
             worker.join(max(0.0, limit - time.monotonic()))
             if worker.is_alive():
-                self._progress.note(
+                self._progress.warn(
                     f"the tracker {worker.tracker.name} has not taken everything after {patience:.0f} s and is left "
                     "behind; log.jsonl has every number"
                 )
@@ -233,7 +233,7 @@ class Tracking:
         for worker in self._workers:
             if (error := worker.error) is not None:
                 first = (str(error).splitlines() or [""])[0][:200]
-                self._progress.note(
+                self._progress.warn(
                     f"the tracker {worker.tracker.name} failed and is dropped ({type(error).__name__}: {first}); the "
                     "run goes on, and log.jsonl has every number"
                 )

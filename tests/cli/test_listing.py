@@ -140,6 +140,13 @@ def test_recipes_say_what_they_are_for(dyneq_run):
         assert recipe["description"] in out
 
 
+def test_tokenizers(dyneq_run):
+    found = listed(dyneq_run, "tokenizers")
+    assert set(found) == {"bpe", "characters"}
+    assert found["characters"]["description"] == "A fixed set of characters, each one token."
+    assert "causal" not in dyneq_run("list", "tokenizers")[1]
+
+
 def test_penalties(dyneq_run):
     penalties = listed(dyneq_run, "penalties")
     assert set(penalties) == {"floss", "jacreg", "resreg", "spectral"}

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from dyneq.errors import DyneqError
 from dyneq.probes.penalties.base import Measured, Penalty, PenaltyParams
 from dyneq.systems.protocol import System
 from dyneq.train.log import Record
@@ -50,3 +51,13 @@ class Poison(Penalty):
         w = system.parameter_groups()["head"]["head.weight"][0, 0]
         value = (w * (self.value if self.calls in self.poisoned else 0.0)).expand(len(z))
         return Measured(value, value.detach(), z.new_ones(()))
+
+
+class Refusal(Poison):
+    """A penalty that cannot be computed in some of its updates."""
+
+    def measure(self, system: System, z: Tensor, generator: torch.Generator) -> Measured:
+        found = super().measure(system, z, generator)
+        if self.calls in self.poisoned:
+            raise DyneqError("the products are not finite; try less")
+        return found

@@ -1,6 +1,7 @@
 """The guard: what it foresees, what it does and in which order, and that nothing of it is lost at a kill."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from doubles import Notes, Poison, StopAt
+from doubles import Notes, Poison, Refusal, StopAt
 from run_contents import contents, killed_and_whole, plain
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from dyneq.probes.penalties.base import Measured, Penalty, PenaltyParams
 from dyneq.systems.protocol import System
 from dyneq.train import guard as guarding
 from dyneq.train.data import corpus_of
+from dyneq.train.guard_levers import Levers
 from dyneq.train.guard_look import Look, take_look
 from dyneq.train.guard_pulse import Pulse
 from dyneq.train.guard_rules import blown_up, judge
@@ -296,6 +298,27 @@ def test_calm_takes_the_acts_back_one_by_one(tiny: Tiny, tmp_path: Path, scripte
     assert outcome.guard == "the guard lowered the learning rate 2 times, took an act back 2 times"
 
 
+def test_what_is_taken_back_stands_where_it_stood(tiny: Tiny) -> None:
+    trainer = trainer_of(tiny(penalty={"floss": {"until": 10}}))
+    levers = Levers(GuardSection(lower=0.5, smallest=0.3, boost=4.0, largest=6.0))
+    for act in (levers.slow_down, levers.strengthen, levers.slow_down, levers.strengthen):
+        assert act(trainer)
+    assert (trainer.lr_share, trainer.terms.boost) == (0.3, 6.0)
+    assert not levers.slow_down(trainer)
+    assert not levers.strengthen(trainer)
+    copy = Levers(levers.section)
+    copy.restore(json.loads(json.dumps(levers.state())))
+    stood = []
+    while copy.undoable:
+        copy.take_back(trainer)
+        stood.append((trainer.lr_share, trainer.terms.boost))
+    assert stood == [(0.3, 4.0), (0.5, 4.0), (0.5, 1.0), (1.0, 1.0)]
+    trainer.step = 10  # floss was applied for the last time
+    assert not levers.strengthen(trainer)
+    trainer.step = 9
+    assert levers.strengthen(trainer)
+
+
 @pytest.mark.parametrize(
     ("look", "why"),
     [
@@ -313,6 +336,7 @@ def test_a_broken_run_goes_back_to_the_bits_of_the_stable_look(
     assert list(done) == [3]
     assert "rolls back from update 3 to the stable weights of update 2" in done[3]
     assert "(rollback 1 of 8)" in done[3]
+    assert read_log(tmp_path / "run" / "log.jsonl")[3]["rolled_back_to"] == 2
     assert why in done[3]
     assert "at the last stable look the multiplier was 0.9000" in done[3]
     # by hand: what there was after two updates
@@ -343,16 +367,26 @@ def _state(path: Path) -> Any:
     return read_state(path)
 
 
-def test_an_update_that_is_not_finite_leads_back_instead_of_to_the_end(tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("penalty", "why"),
+    [
+        (Poison(4), "the gradient is not finite at update 4"),
+        (Refusal(4), "update 4 cannot be computed (the products are not finite; try less)"),
+    ],
+)
+def test_an_update_that_is_not_finite_leads_back_instead_of_to_the_end(
+    tiny: Tiny, tmp_path: Path, penalty: Poison, why: str
+) -> None:
     recipe = tiny(run={"steps": 8}, guard={**CLOSE, "every": 2, "depth": 100})
-    outcome = start(recipe, tmp_path / "run", hooks=Hooks(penalties=[Poison(4)]))
+    outcome = start(recipe, tmp_path / "run", hooks=Hooks(penalties=[penalty]))
     assert outcome.ending is Ending.COMPLETED
     assert outcome.step == 8
     records = read_log(tmp_path / "run" / "log.jsonl")
     assert [r["step"] for r in records] == list(range(9))
     assert (records[4]["status"], records[4]["guard_lr_share"]) == ("non-finite", 0.5)
     assert "to the stable weights of update 2" in records[4]["act"]
-    assert "the gradient is not finite at update 4" in records[4]["act"]
+    assert why in records[4]["act"]
+    assert records[4]["rolled_back_to"] == 2
     # the batch of update 4 is spent, as it is in a run without poison
     twin = trainer_of(recipe)
     for _ in range(8):

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dyneq.train import progress
 from dyneq.train.loop import Hooks, start
-from dyneq.train.progress import LiveProgress, Numbers, PlainProgress, SilentProgress, progress_for
+from dyneq.train.progress import LiveProgress, Numbers, PlainProgress, progress_for
 from dyneq.train.recipe import Recipe
 
 WHY = "invalid plateau, the gradients are those of no fixed point: go back to a snapshot that settles (and numbers)"
@@ -109,8 +109,16 @@ def test_plain_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert lines[-1].endswith("0:06:45 left")  # 810 updates of half a second
 
 
+def test_who_is_quiet_hears_warnings_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    quiet = progress_for(True)
+    quiet.note("an act")
+    quiet.update({"step": 1})
+    assert capsys.readouterr().err == ""
+    quiet.warn("a tracker is dropped")
+    assert capsys.readouterr().err == "dyneq: a tracker is dropped\n"
+
+
 def test_who_gets_which(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(progress_for(True), SilentProgress)
     monkeypatch.setattr("sys.stderr", io.StringIO())
     assert isinstance(progress_for(False), PlainProgress)
     terminal = io.StringIO()

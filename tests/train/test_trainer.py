@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from doubles import Poison
+from doubles import Poison, Refusal
 from torch import Tensor
 
 from dyneq.dynamics.relax import relax
+from dyneq.errors import DyneqError
 from dyneq.probes.penalties.base import Measured, Penalty, PenaltyParams
 from dyneq.systems.checkpoint_io import load_checkpoint
 from dyneq.systems.protocol import System
@@ -147,6 +148,28 @@ def test_an_update_that_is_not_finite_is_not_applied(tiny: Tiny, tmp_path: Path,
     assert rest.snapshot.name == whole.snapshot.name
     a, b = (load_checkpoint(o.snapshot).block.state_dict() for o in (rest, whole))
     assert all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_what_cannot_be_computed_ends_a_run_with_the_weights_before_it(tiny: Tiny, tmp_path: Path) -> None:
+    outcome = start(tiny(), tmp_path / "run", hooks=Hooks(penalties=[Refusal(3)]))
+    assert (outcome.ending, outcome.step) == (Ending.NON_FINITE, 2)
+    assert "update 3 cannot be computed (the products are not finite; try less): the weights after" in outcome.sentence
+    assert load_checkpoint(tmp_path / "run" / "last.pt").step == 2
+    with pytest.raises(DyneqError, match=r"^the products are not finite; try less$"):  # at once: a setting
+        start(tiny(), tmp_path / "other", hooks=Hooks(penalties=[Refusal(1)]))
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_learning_rate_that_no_weight_survives_is_refused_at_once(tiny: Tiny, tmp_path: Path, dtype: str) -> None:
+    recipe = tiny(optimizer={"lr": 1e30, "warmup": 0}, run={"dtype": dtype})
+    outcome = start(recipe, tmp_path / "run")
+    assert (outcome.ending, outcome.step) == (Ending.NON_FINITE, 0)
+    assert "a weight is 1.0e+30, from " in outcome.sentence
+    assert "at update 1" in outcome.sentence
+    assert "lower optimizer.lr" in outcome.sentence
+    largest = max(float(w.abs().max()) for w in load_checkpoint(outcome.snapshot).block.state_dict().values())
+    assert largest < 10
 
 
 def test_weights_that_overflow_are_taken_back(tiny: Tiny, tmp_path: Path) -> None:

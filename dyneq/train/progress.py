@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dyneq.train.log import Record
-from dyneq.train.plateau import Plateau, number, penalty_share
+from dyneq.train.plateau import Plateau
+from dyneq.train.plateau_evidence import number, penalty_share
 
 #: Seconds between two plain lines.
 INTERVAL = 15.0

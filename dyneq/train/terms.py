@@ -92,8 +92,9 @@ class Terms:
             penalty.observe(residual)
 
     def weights(self, step: int) -> dict[str, float]:
-        """Return the weights of penalties by schedule in the update number ``step``, applied in it or not."""
-        return {f"penalty_{p.name}_weight": p.weight * p.params.share(step) * self.boost for p in self.penalties}
+        """Return the weights in force in the update number ``step``, applied in it or not, and what controllers say."""
+        found = {f"penalty_{p.name}_weight": p.weight * p.params.share(step) * self.boost for p in self.penalties}
+        return found | {f"penalty_{p.name}_controller": p.weight for p in self.penalties if p.controlled}
 
     def act_after(self, step: int) -> bool:
         """Whether a penalty is still to be applied after ``step`` updates."""

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from dyneq.train.log import read_log
 from dyneq.train.loop import start
-from dyneq.train.plateau import EVERY, SLOW, Plateau, Watch, penalty_share, reading
+from dyneq.train.plateau import EVERY, Plateau, Watch, reading
+from dyneq.train.plateau_evidence import SLOW, penalty_share
 from dyneq.train.recipe import Recipe
 
 Tiny = Callable[..., Recipe]
@@ -27,7 +28,7 @@ def run(n: int = 300, slope: float = 0.0, noise: float = 0.03, seed: int = 0, le
     return [{"step": i + 1, "loss": level + slope * i + noise * rng.standard_normal(), **common} for i in range(n)]
 
 
-INVALID = {"force_residual": 0.6, "nudge_skipped": 1, "penalty_jacreg_weight": 16.0}
+INVALID = {"force_residual": 0.6, "nudge_skipped": 1, "penalty_jacreg_controller": 16.0}
 CONTRACTED = {"force_residual": 1e-5, "penalty_floss_measure": -1.2, "penalty_share": 0.1}
 FIGHT = {"penalty_jacreg_ratio": 3.25, "penalty_jacreg_cosine": -0.008, "penalty_jacreg": 4.0}
 
@@ -74,7 +75,7 @@ def test_the_sentence_states_its_numbers() -> None:
     assert found.evidence["force_residual"] == 0.6
     moved = run(**INVALID)
     for record, weight in zip(moved, np.geomspace(0.1, 16, 100), strict=False):
-        record["penalty_jacreg_weight"] = float(weight)
+        record["penalty_jacreg_controller"] = float(weight)
     assert "a controller pinned at 16" in reading(moved).sentence
     share = reading(run(**FIGHT)).evidence["penalty_share"]
     assert share == pytest.approx((3.25**2 - 0.008 * 3.25) / (1 - 2 * 0.008 * 3.25 + 3.25**2))
@@ -137,7 +138,7 @@ def test_a_validation_loss_that_falls_is_no_plateau() -> None:
     "change",
     [
         {"switch": "from update 250 ..."},
-        {"act": "the guard rolls back from update 250 to ..."},
+        {"act": "the guard rolls back from update 250 to ...", "rolled_back_to": 200},
         {"penalty_prewarm": 0.1},
     ],
 )
@@ -147,7 +148,8 @@ def test_only_the_latest_stretch_counts(change: Record) -> None:
     found = reading(records)
     assert found.plateau is Plateau.UNDETERMINED
     assert "there are 50" in found.sentence
-    records[249].pop(next(iter(change)))
+    for name in change:
+        records[249].pop(name)
     records[249]["act"] = "the guard lowers the learning rate"
     assert reading(records).plateau is Plateau.FIGHT
 
@@ -166,7 +168,13 @@ KEYS = st.sampled_from(
             "adjoint_residual",
             "validation_loss",
         ),
-        *("penalty_jacreg_ratio", "penalty_jacreg_cosine", "penalty_jacreg_weight", "penalty_share", "guard_modulus"),
+        *(
+            "penalty_jacreg_ratio",
+            "penalty_jacreg_cosine",
+            "penalty_jacreg_controller",
+            "penalty_share",
+            "guard_modulus",
+        ),
         *("penalty_floss_measure", "penalty_spectral_measure", "switch", "act", "penalty_jacreg", "gradient_norm"),
     ]
 )

@@ -113,8 +113,13 @@ class Penalty(ABC):
 
     @property
     def weight(self) -> float:
-        """The weight in force; a controller may move it."""
+        """The weight before the schedule; a controller may move it."""
         return self.params.weight
+
+    @property
+    def controlled(self) -> bool:
+        """Whether a controller moves the weight."""
+        return False
 
     def observe(self, residual: float) -> None:
         """Take note of a batch's step residual at eps 0.1 (a tenth of its force residual, median over samples)."""

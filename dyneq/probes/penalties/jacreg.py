@@ -65,6 +65,11 @@ class Jacreg(Penalty):
         return Measured(norm, norm.detach(), norm.new_ones(()))
 
     @property
+    def controlled(self) -> bool:
+        """Whether lambda_j follows the residual."""
+        return self.params.controller != "frozen"
+
+    @property
     def weight(self) -> float:
         """lambda_j as the controller has it."""
         return self._weight
@@ -72,7 +77,7 @@ class Jacreg(Penalty):
     def observe(self, residual: float) -> None:
         """Move lambda_j by the residual."""
         params = self.params
-        if params.controller == "frozen":
+        if not self.controlled:
             return
         residual = residual if 0 <= residual < 1 else 1.0  # infinite and NaN come out as 1 here
         old = residual if self._smoothed is None else self._smoothed

@@ -42,6 +42,19 @@ def test_the_guards_factor_raises_a_bound_that_binds() -> None:
     assert norms == pytest.approx([1.0, 1.0, 4.0], rel=1e-12)
 
 
+def test_the_log_has_the_weights_that_hold_and_what_controllers_say() -> None:
+    ramped = {"weight": 2.0, "start": 2, "ramp": 4, "until": 8, "every": 3}
+    terms = Terms({"floss": ramped, "jacreg": {"controller": "residual", "weight": 0.5}}, 0)
+    terms.boost = 3.0
+    weights = [terms.weights(step)["penalty_floss_weight"] for step in range(1, 10)]
+    assert weights == [0, 0, 1.5, 3.0, 4.5, 6.0, 6.0, 6.0, 0]
+    assert terms.weights(1) == {
+        "penalty_floss_weight": 0.0,
+        "penalty_jacreg_weight": 1.5,
+        "penalty_jacreg_controller": 0.5,
+    }
+
+
 def test_a_guarded_run_whose_first_update_breaks_says_so(tiny: Callable[..., Recipe], tmp_path) -> None:
     recipe = tiny(guard={"enabled": True}, optimizer={"lr": 1e60, "warmup": 0})
     outcome = start(recipe, tmp_path / "run")

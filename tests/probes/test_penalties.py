@@ -317,6 +317,21 @@ def test_what_is_held_is_the_rayleigh_quotient_of_the_present_weights():
     assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.4)  # of second order in the change of weights
 
 
+def test_what_is_held_counts_samples_that_are_lost_as_nothing():
+    system = build(samples=3)
+    z = relax(system, 20).z.detach()
+    z[1] = math.nan
+    penalty = registry.parse("spectral:further=5,bound=0.5")
+    expected = float(penalty.measure(system, z, seeded()).value.detach().mean())
+    assert expected > 0
+    copy = registry.parse("spectral:further=5,bound=0.5")
+    for own in (penalty, penalty, copy):  # taken, held, and held after a resume
+        if own is copy:
+            own.restore(penalty.state())
+        found = own.apply(system, z, seeded())
+        assert float(found.value.detach().mean()) == pytest.approx(expected, rel=1e-12)
+
+
 def test_what_is_held_serves_its_time_and_survives_a_resume():
     system, other = build(samples=2), build(samples=2)
     penalty = registry.parse("spectral:further=5,bound=0.5,refresh=3")

@@ -53,6 +53,7 @@ class _Held:
         z: Their state, deeply relaxed when it was taken.
         modes: Its leading modes then.
         rows: Which of the samples that were given they are.
+        given: How many those were.
         a: Adjoint of the term by the state, for the total form; None without.
         age: Updates it has served.
     """
@@ -61,6 +62,7 @@ class _Held:
     z: Tensor
     modes: LeadingModes
     rows: Tensor
+    given: int
     a: Tensor | None = None
     age: int = 0
 
@@ -95,7 +97,7 @@ class Spectral(Penalty):
         if held is None:  # no sample is finite
             zero = z.new_zeros(len(z))
             return Measured(zero, torch.full_like(zero, torch.nan), zero.sum())
-        found = self._of(held, len(z))
+        found = self._of(held)
         if len(found.measure) == len(z):
             return found
         measure = torch.full_like(z.flatten(1)[:, 0], torch.nan)
@@ -118,18 +120,18 @@ class Spectral(Penalty):
         held.age += 1
         # bound anew, because the embedding depends on the weights as they are now
         everything = torch.arange(len(held.z), device=held.z.device)
-        return self._of(replace(held, system=held.system.select(everything)), len(held.z))
+        return self._of(replace(held, system=held.system.select(everything)))
 
     def _take(self, system: System, z: Tensor, generator: torch.Generator) -> _Held | None:
         """Relax further and take the modes of the samples that are finite there; None if none is."""
         deep = relax(system, self.params.further, start=z).z
-        rows = torch.isfinite(deep).flatten(1).all(1).nonzero().flatten()
+        rows, given = torch.isfinite(deep).flatten(1).all(1).nonzero().flatten(), len(deep)
         if len(rows) == 0:
             return None
         if len(rows) < len(deep):
             system, deep = system.select(rows), deep[rows]
         modes = leading_modes(system, deep, generator, above=self.params.bound - SLACK)
-        held = _Held(system, deep.detach(), modes, rows)
+        held = _Held(system, deep.detach(), modes, rows, given)
         if self.params.form == "total":
             held.a = self._adjoint(held)
         return held
@@ -152,15 +154,15 @@ class Spectral(Penalty):
         tol = self.params.tol if at.dtype == torch.float64 else max(self.params.tol, SINGLE_TOLERANCE)
         return solve_adjoint(held.system.linearize(held.z)[1], pull, tol, self.params.products)[0]
 
-    def _of(self, held: _Held, samples: int) -> Measured:
-        """Return the term of what is held, as of ``samples`` samples: those left out count as 0."""
+    def _of(self, held: _Held) -> Measured:
+        """Return the term of what is held, as of all samples that were given: those left out count as 0."""
         with torch.enable_grad():
             value, moduli = self._excess(held, held.z.detach())
             if held.a is not None:
                 # <a, F> has the derivative that the root's motion adds; its own value is no part of the term
                 moved = (held.a * held.system.force(held.z)).flatten(1).sum(1)
                 value = value + moved - moved.detach()
-            value = value * (len(held.z) / samples)
+            value = value * (len(held.z) / held.given)
         measure = moduli.amax(1)
         active = (value.detach() > 0).to(value.dtype).mean()
         return Measured(value, torch.where(measure.isinf(), torch.nan, measure), active)
@@ -184,6 +186,7 @@ def _packed(held: _Held) -> dict[str, Any] | None:
         "targets": system.targets,
         "z": held.z,
         "rows": held.rows,
+        "given": held.given,
         "a": held.a,
         "age": held.age,
         "right": modes.right,
@@ -200,4 +203,4 @@ def _unpacked(stored: dict[str, Any], like: BoundBlock) -> _Held:
     system = like.block.bind(stored["tokens"], stored["targets"], eps=like.eps)
     arrays = {name: stored[name].numpy() for name in _ARRAYS}
     modes = LeadingModes(right=stored["right"], left=stored["left"], overlap=stored["overlap"], **arrays)
-    return _Held(system, stored["z"], modes, stored["rows"], stored["a"], stored["age"])
+    return _Held(system, stored["z"], modes, stored["rows"], stored["given"], stored["a"], stored["age"])

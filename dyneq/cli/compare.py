@@ -26,8 +26,9 @@ _LONGEST = 80
 _LEGEND = (
     "loss: last finite validation loss, nats per token, mean with 95 % interval over seeds, broken runs included; "
     "residual, worst: force residual\nat the end (median over samples), median and largest over runs; unsettled: the "
-    "largest share of samples that did not settle\nin a deep evaluation (run.deep), mean over runs; s/update: mean, "
-    "time: sum of a run's updates and looks of the guard; acts: of the\nguard, rollbacks among them in brackets"
+    "largest share of samples that did not settle\nin a deep evaluation (run.deep), mean over runs; rho: largest "
+    "leading multiplier in the last of these, median over runs;\ns/update: mean, time: sum of a run's updates and "
+    "looks of the guard; acts: of the guard, rollbacks among them in brackets"
 )
 
 
@@ -279,7 +280,8 @@ def _print(runs: list[dict[str, Any]], against: str | None) -> None:
 
     if not runs:
         return
-    head = ["arm", "lr", "runs", "broke", "loss", "best", "residual", "worst", "unsettled", "s/update", "time", "acts"]
+    head = ["arm", "lr", "runs", "broke", "loss", "best", "residual", "worst", "unsettled", "rho", "s/update", "time"]
+    head.append("acts")
     found = rows(runs, against)
     lines = []
     for row in found:
@@ -294,6 +296,7 @@ def _print(runs: list[dict[str, Any]], against: str | None) -> None:
             _number(row["force_residual"], ".1e"),
             _number(row["force_residual_worst"], ".1e"),
             _number(row["unsettled"], ".0%"),
+            _number(row["multiplier"], ".3f"),
             _number(row["seconds_per_update"], ".3f"),
             _duration(row["seconds"]),
             str(row["acts"]) + (f" ({row['rollbacks']})" if row["rollbacks"] else ""),
@@ -308,6 +311,8 @@ def _print(runs: list[dict[str, Any]], against: str | None) -> None:
         head.append(f"loss - {against} (pairs)")
     click.echo(tables.table(head, lines))
     click.echo(_LEGEND)
+    if len(tasks := sorted({run["task"] for run in runs})) > 1:
+        click.echo(f"losses of different tasks ({', '.join(tasks)}) are not comparable, and are not paired")
     broken = [run for run in runs if run["broken"] is not None]
     for run in broken:
         click.echo(f"broke: {run['arm']} lr {run['lr']:g} seed {run['seed']}: {run['broken']}")

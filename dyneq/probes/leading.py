@@ -5,6 +5,7 @@ vectors (Magnus, Econometric Theory 1, 1985). A causal block has one leading mul
 blocks do not mix, all of them cost two products.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,6 +134,25 @@ def leading_radii(system: System, z: Tensor, generator: torch.Generator) -> NDAr
         return np.abs(1 + system.eps * values).max(1).reshape(blocks)
     found = eigenpairs(operator, [LargestModulus(system.eps)], 1, generator=generator, left=False)
     return np.where(found.converged[:, 0], np.abs(1 + system.eps * found.values[:, 0]), np.nan).reshape(blocks)
+
+
+def leading_modulus(system: System, z: Tensor, generator: torch.Generator) -> float:
+    """Return the largest of :func:`leading_radii` over blocks and samples; NaN if no state is finite or none converged.
+
+    Args:
+        system: The system.
+        z: State ``[sample, ...]``, relaxed deeply; samples that are not finite, or whose force is not, are left out.
+        generator: Randomness of Krylov starts.
+    """
+    with torch.no_grad():
+        rows = torch.isfinite(z).flatten(1).all(1) & torch.isfinite(system.force(z)).flatten(1).all(1)
+    if not bool(rows.any()):
+        return math.nan
+    if not bool(rows.all()):
+        index = rows.nonzero().flatten()
+        system, z = system.select(index), z[index]
+    found = leading_radii(system, z, generator)
+    return float(np.nanmax(found)) if np.isfinite(found).any() else math.nan
 
 
 def leading_moduli(system: System, z: Tensor, modes: LeadingModes) -> Tensor:

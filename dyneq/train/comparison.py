@@ -44,18 +44,18 @@ def rows(runs: Sequence[Run], against: str | None = None) -> list[dict[str, Any]
 
     Args:
         runs: The runs.
-        against: Arm that the others' losses are compared with, run by run of the same seed and learning rate.
+        against: Arm that the others' losses are compared with, run by run of the same seed, learning rate and task.
 
     Returns:
         Rows with ``arm``, ``lr`` (None: all of the arm's), ``runs``, ``broke``, ``loss`` (mean of the last finite
         validation loss, broken runs included) with ``loss_half_width`` and ``loss_runs`` (how many had one),
         ``best_loss`` (mean of each run's best), ``force_residual`` and ``force_residual_worst`` (median and largest
         over runs of the median over samples at the end), ``unsettled`` (largest share of samples that did not settle in
-        a deep evaluation, mean over runs), ``seconds_per_update`` (median over runs of means),
-        ``seconds`` (median over runs of all updates together), ``acts`` (how many) and ``rollbacks`` among them, and
-        with ``against`` ``difference``, ``difference_half_width`` and ``pairs``. Intervals are over seeds, also in a
-        row of several learning rates: runs of one seed have their initial weights and batches in common, so that their
-        mean counts as one value.
+        a deep evaluation, mean over runs), ``multiplier`` (of the last deep evaluation, median over runs),
+        ``seconds_per_update`` (median over runs of means), ``seconds`` (median over runs of all
+        updates together), ``acts`` (how many) and ``rollbacks`` among them, and with ``against`` ``difference``,
+        ``difference_half_width`` and ``pairs``. Intervals are over seeds, also in a row of several learning rates: runs
+        of one seed have their initial weights and batches in common, so that their mean counts as one value.
     """
     found = []
     for arm in dict.fromkeys(run["arm"] for run in runs):
@@ -83,6 +83,7 @@ def _row(runs: Sequence[Run]) -> dict[str, Any]:
         "force_residual": _median(residuals),
         "force_residual_worst": max((r for r in residuals if not math.isnan(r)), default=math.nan),
         "unsettled": _mean([run["unsettled_worst"] for run in runs]),
+        "multiplier": _median([run["multiplier"] for run in runs]),
         "seconds_per_update": _median([run["seconds_per_update"] for run in runs]),
         "seconds": _median([run["seconds"] for run in runs]),
         "acts": sum(len(run["acts"]) for run in runs),
@@ -97,10 +98,10 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _difference(runs: Sequence[Run], reference: Sequence[Run]) -> dict[str, Any]:
-    """Return the loss minus the reference's over the pairs of runs with the same seed and learning rate."""
-    losses = {(run["seed"], run["lr"]): run["final_loss"] for run in reference}
+    """Return the loss minus the reference's over the pairs of runs with the same seed, learning rate and task."""
+    losses = {(run["seed"], run["lr"], run["task"]): run["final_loss"] for run in reference}
     found = _over_seeds(
-        [(run["seed"], run["final_loss"] - losses.get((run["seed"], run["lr"]), math.nan)) for run in runs]
+        [(run["seed"], run["final_loss"] - losses.get((run["seed"], run["lr"], run["task"]), math.nan)) for run in runs]
     )
     return {"difference": found.mean, "difference_half_width": found.half_width, "pairs": found.count}
 

@@ -33,11 +33,12 @@ _NUMBERS = (
     "best_loss",
     "force_residual",
     "unsettled_worst",
+    "multiplier",
     "seconds_per_update",
     "seconds",
 )
 
-_KINDS: dict[str, Any] = {"arm": str, "broken": str | None, "acts": list}
+_KINDS: dict[str, Any] = {"arm": str, "task": str, "broken": str | None, "acts": list}
 
 
 def write(path: Path, document: dict[str, Any]) -> None:

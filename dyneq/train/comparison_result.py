@@ -9,6 +9,7 @@ from typing import Any
 from dyneq.errors import UsageError
 from dyneq.files import write_atomically
 from dyneq.train.arms import Cell
+from dyneq.train.foretold import task
 from dyneq.train.log import Record, read_log
 from dyneq.train.loop import Ending, Outcome
 from dyneq.train.run_folder import RunFolder
@@ -60,15 +61,16 @@ def summary(cell: Cell, folder: Path, ended: dict[str, Any]) -> dict[str, Any]:
         ended: What :func:`finished` returned.
 
     Returns:
-        ``arm``, ``lr``, ``seed``, ``recipe`` (plain), ``ending``, ``message``, ``steps`` (asked for), ``updates``
-        (applied), ``final_loss`` (the last that is finite) with ``final_step``, ``best_loss`` with ``best_step``,
-        ``force_residual`` (median over samples) and ``force_residual_max`` at the end, ``unsettled`` (share of the
-        samples of deep evaluations that did not settle, at the end) and ``unsettled_worst`` (the largest of all
-        evaluations), ``curve`` (``step``, ``validation_loss``, ``validation_force_residual``, ``validation_unsettled``
-        of every evaluation), ``seconds`` in all and ``seconds_per_update`` (their mean, since penalties and looks are
-        not in every update), ``acts`` of the guard (``step``, ``act``, and ``rolled_back_to`` where it
-        did), ``broken`` (why, see :func:`broken`; None if it did not), ``with`` (versions and threads of the run).
-        Unknown numbers are NaN.
+        ``arm``, ``lr``, ``seed``, ``task`` (next token, or masked token), ``recipe`` (plain), ``ending``, ``message``,
+        ``steps`` (asked for), ``updates`` (applied), ``final_loss`` (the last that is finite) with ``final_step``,
+        ``best_loss`` with ``best_step``, ``force_residual`` (median over samples) and ``force_residual_max`` at the
+        end, ``unsettled`` (share of the samples of deep evaluations that did not settle, at the end) and
+        ``unsettled_worst`` (the largest of all evaluations), ``multiplier`` (the largest leading multiplier in the last
+        deep evaluation), ``curve`` (``step``, ``validation_loss``, ``validation_force_residual``,
+        ``validation_unsettled`` and ``validation_multiplier`` of every evaluation), ``seconds`` in all and
+        ``seconds_per_update`` (their mean, since penalties and looks are not in every update), ``acts`` of the guard
+        (``step``, ``act``, and ``rolled_back_to`` where it did), ``broken`` (why, see :func:`broken`; None if it did
+        not), ``with`` (versions and threads of the run). Unknown numbers are NaN.
 
     Raises:
         DyneqError: If the log cannot be read.
@@ -85,6 +87,7 @@ def summary(cell: Cell, folder: Path, ended: dict[str, Any]) -> dict[str, Any]:
         "arm": cell.arm,
         "lr": cell.lr,
         "seed": cell.seed,
+        "task": task(cell.recipe),
         "ending": ended["ending"],
         "message": ended["message"],
         "steps": cell.recipe.run.steps,
@@ -96,6 +99,7 @@ def summary(cell: Cell, folder: Path, ended: dict[str, Any]) -> dict[str, Any]:
         "force_residual": last["validation_force_residual"],
         "force_residual_max": last["validation_force_residual_max"],
         "unsettled": last["validation_unsettled"],
+        "multiplier": last["validation_multiplier"],
         "unsettled_worst": max((e["validation_unsettled"] for e in evaluations), default=math.nan),
         "broken": broken(
             ended["ending"],
@@ -112,7 +116,10 @@ def summary(cell: Cell, folder: Path, ended: dict[str, Any]) -> dict[str, Any]:
         ],
         "curve": {
             name: [e[name] for e in evaluations]
-            for name in ("step", "validation_loss", "validation_force_residual", "validation_unsettled")
+            for name in (
+                *("step", "validation_loss", "validation_force_residual"),
+                *("validation_unsettled", "validation_multiplier"),
+            )
         },
         "with": {key: log[0].get(key) for key in ("dyneq", "torch", "threads", "device", "corpus", "corpus_sha256")}
         if log
@@ -160,6 +167,7 @@ _NOTHING: dict[str, Any] = {
     "validation_force_residual": math.nan,
     "validation_force_residual_max": math.nan,
     "validation_unsettled": math.nan,
+    "validation_multiplier": math.nan,
 }
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PATIENCE = 2
 #: Least updates from one look to one that does not wait for its turn.
 APART = FEW
-VALIDATION, TRAINING = "validation loss", "training loss"
+VALIDATION, TRAINING, SEEN = "validation loss", "training loss", "loss of the samples it looks at"
 
 
 class Shelf(Protocol):
@@ -73,16 +73,17 @@ class Guard:
         self.stable_step: int | None = None
         self.levers = Levers(section)
         self.ended: str | None = None
-        self._bests = {VALIDATION: math.inf, TRAINING: math.inf}
+        self._bests = dict.fromkeys((VALIDATION, TRAINING, SEEN), math.inf)
         self._undone, self._calm_from, self._acted, self._looked = 0, 0, -math.inf, 0
         self._pulse = Pulse(section.every)
         self._uneasy, self._exhausted = True, False
         self._generator = torch.Generator().manual_seed(0)
 
     def begin(self, trainer: "Trainer", shelf: Shelf) -> Record:
-        """Look at the weights a run starts from; return the numbers for its log."""
+        """Look at the weights a run starts from, whose loss none may exceed by far; return the numbers for its log."""
         record: Record = {}
         self._see(trainer, record, "")
+        self._bests = dict.fromkeys(self._bests, self.looks[-1].loss)
         self._remember(trainer, shelf)
         return record | self.levers.settings(trainer)
 
@@ -172,6 +173,7 @@ class Guard:
             "guard_modulus": look.modulus,
             "guard_residual": look.residual,
             "guard_restless": look.restless,
+            "guard_loss": look.loss,
             "guard_forecast": verdict.multiplier.number(),
             "guard_forecast_residual": verdict.residual.number(),
             "guard_forecast_t1": verdict.t1.number(),
@@ -236,8 +238,10 @@ class Guard:
         )
 
     def _remember(self, trainer: "Trainer", shelf: Shelf) -> None:
-        """Keep the weights of a stable look, with all that training needs to go on from them."""
-        if self.looks[-1].stable:
+        """Keep the weights of a stable look that computes what it should, with all that training needs to go on."""
+        loss, best = self.looks[-1].loss, self._bests[SEEN]
+        if self.looks[-1].stable and loss <= best + self.section.blow_up:
+            self._bests[SEEN] = min(loss, best)
             self.stable, self.stable_step = self.looks[-1], trainer.step
             write_snapshot(shelf.stable_file(trainer.step), trainer.checkpoint(with_state=True))
 
@@ -262,7 +266,7 @@ class Guard:
         self.stable = None if state["stable"] is None else Look.of(state["stable"])
         self.stable_step, self.ended = state["stable_step"], state["ended"]
         self.levers.restore(state["levers"])
-        self._bests = dict(state["bests"])
+        self._bests |= state["bests"]
         self._undone, self._calm_from, self._acted, self._looked = state["times"]
         self._uneasy, self._exhausted = state["flags"]
         self._pulse.restore(state["pulse"])

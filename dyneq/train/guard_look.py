@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dyneq.dynamics.relax import Relaxation, relax
 from dyneq.dynamics.trajectory import Recorder
-from dyneq.probes.leading import leading_radii
+from dyneq.probes.leading import leading_modulus
 from dyneq.systems.protocol import System
 
 #: Force residual up to which a sample is at rest, whether it falls further or not.
@@ -38,6 +37,7 @@ class Look:
         depth: Relaxation steps taken.
         t1: Force residual of the worst sample of a training batch, the median since the look before; None if there
             were none.
+        loss: Mean loss of its samples at the deeply relaxed state; infinite if it is not finite.
     """
 
     at: int
@@ -47,6 +47,7 @@ class Look:
     samples: int
     depth: int
     t1: float | None = None
+    loss: float = math.inf
 
     @property
     def stable(self) -> bool:
@@ -90,14 +91,11 @@ def take_look(system: System, depth: int, generator: torch.Generator, at: int = 
     quarter = max(1, len(heights) // 4)
     last, before = heights[-quarter:].amax(0), heights[-2 * quarter : -quarter].amax(0)
     settled = finite & ((residual <= REST) | (last < FALLING * before))
-    modulus = math.nan
-    if bool(finite.any()):
-        rows = finite.nonzero().flatten()
-        part, z = (system, relaxed.z) if bool(finite.all()) else (system.select(rows), relaxed.z[rows])
-        moduli = leading_radii(part, z, generator)
-        modulus = float(np.nanmax(moduli)) if np.isfinite(moduli).any() else math.nan
+    modulus = leading_modulus(system, relaxed.z, generator)
     worst = float(residual.max()) if bool(finite.all()) else math.inf
-    return Look(at, modulus, worst, int((~settled).sum()), len(residual), relaxed.steps, t1)
+    loss = float(system.loss(relaxed.z).mean())
+    loss = loss if math.isfinite(loss) else math.inf
+    return Look(at, modulus, worst, int((~settled).sum()), len(residual), relaxed.steps, t1, loss)
 
 
 def _deep(system: System, depth: int) -> tuple[Relaxation, Tensor]:

@@ -14,7 +14,7 @@ from dyneq.errors import DyneqError
 from dyneq.probes.penalties.base import Penalty
 from dyneq.train import parallel
 from dyneq.train.data import corpus_of
-from dyneq.train.idle import idle
+from dyneq.train.foretold import before
 from dyneq.train.log import Record, TrainingLog, Unwritten, cut_log
 from dyneq.train.plateau import Watch
 from dyneq.train.progress import Progress, SilentProgress
@@ -152,7 +152,7 @@ def _run(trainer: Trainer, run: RunFolder, hooks: Hooks) -> Outcome:
         Tracking(hooks.trackers, progress).start(recipe, run.path, trainer.step) as tracking,
     ):
         header, guard, watch = _header(trainer), trainer.guard, Watch(kept)
-        for sentence in idle(recipe) if fresh else []:
+        for sentence in before(recipe) if fresh else []:
             progress.note(sentence)
         if fresh:
             log.append(header if guard is None else {**header, **guard.begin(trainer, run)})

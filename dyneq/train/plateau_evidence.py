@@ -145,7 +145,7 @@ def measured_of(latest: list[Record]) -> dict[str, float | None]:
     moduli = [
         v
         for record in latest
-        for name in ("guard_modulus", "penalty_spectral_measure")
+        for name in ("guard_modulus", "validation_multiplier", "penalty_spectral_measure")
         if (v := number(record, name)) is not None and math.isfinite(v)
     ]
     return {

@@ -24,6 +24,8 @@ from dyneq.train.plateau_evidence import number, penalty_share
 INTERVAL = 15.0
 #: Updates that shares are taken over, and those the loss is averaged over.
 SHARE_OVER, LOSS_OVER = 100, 20
+#: Where a leading multiplier may stand in a record: a look of the guard, a deep evaluation, the penalty ``spectral``.
+MULTIPLIERS = ("guard_modulus", "validation_multiplier", "penalty_spectral_measure")
 #: Columns from which on two or three numbers stand side by side.
 TWO, THREE = 78, 108
 
@@ -98,11 +100,12 @@ class Numbers:
         if loss is None:
             return
         self._loss.append(loss)
-        for name in ("force_residual", "force_residual_max", "validation_loss", "guard_modulus"):
+        for name in ("force_residual", "force_residual_max", "validation_loss"):
             if (value := number(record, name)) is not None:
                 self._latest[name] = value, step
-        if (value := number(record, "penalty_spectral_measure")) is not None and "guard_modulus" not in self._latest:
-            self._latest["penalty_spectral_measure"] = value, step
+        measured = [value for name in MULTIPLIERS if (value := number(record, name)) is not None]
+        if measured:
+            self._latest["multiplier"] = measured[0], step
         if (value := number(record, "validation_loss")) is not None:
             self._best = min(self._best, value)
         if (value := number(record, "nudge_skipped")) is not None:
@@ -120,15 +123,19 @@ class Numbers:
             worst = self._latest.get("force_residual_max")
             more = "" if worst is None else f", worst {worst[0]:.0e}"
             yield "force residual", f"{self._latest['force_residual'][0]:.1e}{more}"
-        for name in ("guard_modulus", "penalty_spectral_measure"):
-            if name in self._latest:
-                value, step = self._latest[name]
-                yield "leading multiplier", f"{value:.4f} at {step}"
-                break
+        if "multiplier" in self._latest:
+            value, step = self._latest["multiplier"]
+            yield "leading multiplier", f"{value:.4f} at {step}"
+        else:
+            yield "leading multiplier", "not measured"
         if self._skipped:
             yield "nudges skipped", f"{100 * sum(self._skipped) / len(self._skipped):.0f} % of {len(self._skipped)}"
+        else:
+            yield "nudges skipped", "no gate"
         if self._penalised and self._shares:
             yield "penalties", f"{100 * sum(self._shares) / len(self._shares):.0f} % of the update"
+        else:
+            yield "penalties", "undetermined" if self._penalised else "none"
 
 
 class PlainProgress(Progress):

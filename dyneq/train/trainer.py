@@ -11,6 +11,7 @@ from torch import Tensor
 from dyneq.dynamics.relax import relax
 from dyneq.errors import DyneqError, UsageError
 from dyneq.gradients.base import Gradient
+from dyneq.probes.leading import leading_modulus
 from dyneq.probes.penalties.base import Penalty
 from dyneq.probes.penalties.contribution import Contribution, grouped_norm
 from dyneq.systems.block import EquilibriumBlock
@@ -214,7 +215,8 @@ class Trainer:
             ``validation_loss`` (nats per token), ``validation_force_residual`` (median over samples) and its ``_max``;
             and ``validation_loss_per_character`` where a token is no character and every token is predicted. With
             ``run.deep``, also ``validation_unsettled``, the share of its first ``run.deep_samples`` samples whose force
-            residual is still above :data:`SETTLED` after so many steps, and ``validation_deep_residual``, their median.
+            residual is still above :data:`SETTLED` after so many steps, ``validation_deep_residual``, their median, and
+            ``validation_multiplier``, their largest leading multiplier there (NaN if no state is finite).
         """
         batch, block = self.evaluation, self.stepper.average or self.block
         with torch.no_grad():
@@ -225,14 +227,17 @@ class Trainer:
             if self.recipe.run.deep is not None:
                 first = torch.arange(min(self.recipe.run.deep_samples, len(relaxed.z)), device=self.device)
                 further = max(0, self.recipe.run.deep - self.recipe.run.relaxation)
-                late = relax(system.select(first), further, start=relaxed.z[first]).residuals.force
+                deep = relax(system.select(first), further, start=relaxed.z[first])
+                late = deep.residuals.force
                 found += [float((~(late <= SETTLED)).float().mean()), float(late.median())]
+                found.append(leading_modulus(system.select(first), deep.z, torch.Generator().manual_seed(0)))
         names = (
             "validation_loss",
             "validation_force_residual",
             "validation_force_residual_max",
             "validation_unsettled",
             "validation_deep_residual",
+            "validation_multiplier",
         )[: len(found)]
         self.metrics = parallel.agreed(dict(zip(names, found, strict=True)))
         if self._tokens_per_character is not None:

@@ -70,7 +70,8 @@ def test_arms_by_seeds_in_one_table_found_again_and_shown_again(here, dyneq_run,
     assert "Traceback" not in err
     lines = out.splitlines()
     assert lines[0].split() == [
-        *("arm", "lr", "runs", "broke", "loss", "best", "residual", "worst", "unsettled", "s/update", "time", "acts"),
+        *("arm", "lr", "runs", "broke", "loss", "best", "residual", "worst", "unsettled", "rho", "s/update", "time"),
+        "acts",
         *("loss", "-", "plain", "(pairs)"),
     ]
     assert [line.split()[:4] for line in lines[1:10]] == [

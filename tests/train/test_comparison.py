@@ -26,6 +26,8 @@ def run(arm: str, seed: int, loss: float, **other: Any) -> dict[str, Any]:
         "best_loss": loss,
         "force_residual": 1e-3,
         "unsettled_worst": 0.25,
+        "multiplier": 0.99,
+        "task": "next token",
         "seconds_per_update": 0.5,
         "seconds": 5.0,
     }
@@ -59,6 +61,7 @@ def test_a_row_by_hand() -> None:
             "force_residual": 2e-2,
             "force_residual_worst": 3e-1,
             "unsettled": 0.25,
+            "multiplier": 0.99,
             "seconds_per_update": 0.3,
             "seconds": 20.0,
             "acts": 2,
@@ -100,6 +103,8 @@ def test_differences_are_taken_pair_by_pair() -> None:
     assert found["ref", 0.2]["pairs"] == 1
     alone = rows([run("ref", 0, 1.0), run("b", 0, 1.0, lr=0.3)], "ref")[-1]
     assert (alone["pairs"], math.isnan(alone["difference"])) == (0, True)
+    other = rows([run("ref", 0, 1.0), run("energy", 0, 1.0, task="masked token")], "ref")[-1]  # not the same loss
+    assert (other["pairs"], math.isnan(other["difference"])) == (0, True)
 
 
 @pytest.mark.parametrize(

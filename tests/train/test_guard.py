@@ -140,12 +140,16 @@ class Turning(System):
         rate = self.growth[:, None] - (u.square().sum(1, keepdim=True) if self.bounded else 0.0)
         return rate * u + self.w * torch.stack([-u[:, 1], u[:, 0]], dim=1)
 
+    def loss(self, z: Tensor) -> Tensor:
+        return z.square().sum(1)
+
 
 def test_a_decaying_turn_settles_and_a_cycle_does_not() -> None:
     look = take_look(Turning([-1.0, 1.0], bounded=True), 400, torch.Generator())
     assert (look.restless, look.stable) == (1, False)
     fast = take_look(Turning([-1.0], bounded=False), 400, torch.Generator())
     assert fast.stable
+    assert fast.loss == pytest.approx(9.0, rel=1e-4)  # at the root, (3, 0)
     assert fast.depth < 400  # it is at rest before
     # barely below 1: neither at rest after 400 steps, nor does its turning hide that it falls
     slow = take_look(Turning([-0.22], bounded=False), 400, torch.Generator())
@@ -164,6 +168,7 @@ def test_a_state_that_overflows_is_seen_as_such() -> None:
     gone = take_look(Turning([40.0], bounded=False), 1000, torch.Generator())
     assert math.isnan(gone.modulus)
     assert not gone.stable
+    assert math.isinf(look.loss)
 
 
 # what it makes of it
@@ -393,6 +398,27 @@ def test_an_update_that_is_not_finite_leads_back_instead_of_to_the_end(
         twin.update()
     kept = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert torch.equal(kept["rng"]["batches"], twin.generator.get_state())
+
+
+@pytest.mark.parametrize("every", [1, 5])
+def test_weights_that_settle_and_compute_nonsense_are_kept_as_no_stable_ones(
+    tiny: Tiny, tmp_path: Path, every: int
+) -> None:
+    recipe = tiny(
+        run={"steps": 20},
+        optimizer={"lr": 50.0, "warmup": 0, "clip": 1.0},
+        guard={**CLOSE, "every": every, "depth": 100, "rollbacks": 30, "smallest": 1e-6},
+    )
+    outcome = start(recipe, tmp_path / "run")
+    records = read_log(tmp_path / "run" / "log.jsonl")
+    first = records[0]["guard_loss"]
+    assert any(float(r["loss"]) > first + 100 for r in records if "loss" in r)  # it went astray
+    assert any("rolled_back_to" in r for r in records)
+    for file in (tmp_path / "run").glob("stable-*.pt"):
+        fresh = trainer_of(recipe)
+        fresh.restore(*_state(file))
+        assert fresh.evaluate()["validation_loss"] <= first + 0.5
+    assert outcome.metrics["validation_loss"] <= first + 0.5
 
 
 def test_without_a_stable_look_an_update_that_is_not_finite_ends_the_run(

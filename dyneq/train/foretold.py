@@ -1,6 +1,32 @@
-"""What a recipe asks for that a run of its length will never come to."""
+"""What a run is told before it begins: the task, where it is not the usual one, and what it will never come to."""
 
+from dyneq.systems.checkpoint import block_of_kind
 from dyneq.train.recipe import Recipe
+
+
+def task(recipe: Recipe) -> str:
+    """Return what a block of the recipe learns: the next token, or, where it is not causal, masked ones.
+
+    Args:
+        recipe: A resolved recipe.
+    """
+    return "next token" if block_of_kind(recipe.block["kind"]).causal else "masked token"
+
+
+def before(recipe: Recipe) -> list[str]:
+    """Return the sentences a run begins with.
+
+    Args:
+        recipe: A resolved recipe.
+    """
+    kind, found = recipe.block["kind"], idle(recipe)
+    if task(recipe) == "next token":
+        return found
+    return [
+        f"the block {kind} is not causal, so that it can be no causal language model: it learns to complete masked "
+        "tokens, and its losses are not those of next tokens",
+        *found,
+    ]
 
 
 def idle(recipe: Recipe) -> list[str]:

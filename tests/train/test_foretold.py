@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from doubles import Notes
 
-from dyneq.train.idle import idle
+from dyneq.train.foretold import before, idle
 from dyneq.train.loop import Hooks, start
 from dyneq.train.recipe import Recipe
 
@@ -32,3 +32,11 @@ def test_a_run_says_so_as_it_begins(tiny: Tiny, tmp_path: Path) -> None:
     notes = Notes()
     start(tiny(run={"steps": 2}, optimizer={"warmup": 3}), tmp_path / "run", hooks=Hooks(progress=notes))
     assert "ends the run before the full learning rate" in notes.sentences[0]
+
+
+def test_a_block_that_is_not_causal_says_what_it_learns(tiny: Tiny) -> None:
+    block = {"kind": "energy", "channels": 8, "heads": 2, "tokens": 6}
+    (found,) = before(tiny(run={"steps": 20}, block=block))
+    assert "energy is not causal" in found
+    assert "complete masked tokens" in found
+    assert before(tiny(run={"steps": 20})) == []

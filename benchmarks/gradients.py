@@ -92,7 +92,7 @@ CONVERGED = 1e-4
 
 
 def problem(size: str) -> BoundBlock:
-    """Return a bound block of random weights; tanh GELU, which complex nudges need too."""
+    """Return a bound block of random weights; tanh GELU."""
     s = SIZES[size]
     generator = torch.Generator().manual_seed(1)
     config = ThickConfig(vocabulary=256, channels=s["channels"], heads=s["heads"], tokens=s["tokens"], gelu="tanh")

@@ -33,17 +33,18 @@ from dyneq.train.data import load_corpus
 from dyneq.train.recipe import load_recipe
 from dyneq.train.trainer import Trainer
 
-#: Their block has erf GELU; complex nudges continue the tanh form alone.
-TANH = ("holo",)
 GRADIENTS = [
     "bptt60",
     "bptt400",
     "adjoint",
     "adjoint:solver=gmres,tol=1e-5",
+    "ep",
     "aep",
     "track",
     "holo4",
+    "lockin",
     "dyadic",
+    "fa",
     "phantom5",
     "tbpte10",
     *PEERS,
@@ -74,10 +75,7 @@ class Peer:
 def trainer(gradient: str, penalties: list[str]) -> Trainer:
     """Return a trainer at the weights of `after`."""
     named = "adjoint" if gradient in PEERS else gradient
-    settings = [f"gradient={named}", "run.snapshots=[]"]
-    if gradient.startswith(TANH):
-        settings.append("block.gelu=tanh")
-    recipe = load_recipe("reference", settings, penalties)
+    recipe = load_recipe("reference", [f"gradient={named}", "run.snapshots=[]"], penalties)
     made = Trainer(recipe, load_corpus(recipe.data.corpus, None, recipe.data.validation))
     made.block.load_state_dict(dyneq.open_checkpoint("after").checkpoint.block.state_dict())
     if gradient in PEERS:

@@ -230,11 +230,13 @@ def _text(result: dict[str, Any]) -> str:
 def _recipe_text(result: dict[str, Any]) -> str:
     size, several = result["size"], result["runs"]
     held = ", ".join(result["penalties"]) or "none"
+    under = "" if result["constraint"] is None else f" under {result['constraint']}"
     lines = [
         result["name"],
         f"  {result['description']}",
-        f"  {result['block']} C={size['channels']} H={size['heads']} T={size['tokens']} B={size['batch']}, "
-        f"{size['steps']:,} updates; gradient: {', then '.join(result['gradient'])}; penalties: {held}",
+        f"  {result['block']}{under} C={size['channels']} H={size['heads']} T={size['tokens']} B={size['batch']}, "
+        f"{size['steps']:,} updates; gradient: {', then '.join(result['gradient'])}; penalties: {held}; "
+        f"guard {'on' if result['guard'] else 'off'}",
     ]
     if several > 1:
         arms = "; ".join([*result["arms"], *(f"{key} = {values}" for key, values in result["grid"].items())])

@@ -11,8 +11,9 @@ def describe_recipe(name: str) -> dict[str, Any]:
     """Return what a packaged recipe is for, and its gradient, penalties and size, as plain values.
 
     Returns:
-        ``name``, ``description`` (the comment at its head), ``block`` (its kind), ``gradient`` (names of the
-        estimators, in the order they are used; of all arms), ``penalties`` (names), ``size`` (``channels``, ``heads``,
+        ``name``, ``description`` (the comment at its head), ``block`` (its kind), ``constraint`` (of its
+        attention; None without one), ``guard`` (whether it is on), ``gradient`` (names of the estimators, in the order
+        they are used; of all arms), ``penalties`` (names), ``size`` (``channels``, ``heads``,
         ``tokens``, ``batch``, ``steps``), ``runs`` (how many it describes for each seed), ``arms`` (names), ``grid``.
 
     Raises:
@@ -25,6 +26,8 @@ def describe_recipe(name: str) -> dict[str, Any]:
         "name": name,
         "description": comment(name),
         "block": first.block["kind"],
+        "constraint": first.block.get("constraint"),
+        "guard": first.guard.enabled,
         "gradient": list(
             dict.fromkeys(table["name"] for r in recipes for table in (r.gradient, *(s.gradient for s in r.switch)))
         ),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from dyneq.errors import UsageError
+from dyneq.probes.penalties import registry
 from dyneq.systems.block import EquilibriumBlock
 from dyneq.train import parallel
 from dyneq.train.guard_levers import ROLLED_BACK, Levers
@@ -53,7 +54,7 @@ class Guard:
         ended: Why it ended the run; None if it did not.
 
     Raises:
-        UsageError: If the block does not relax, or fewer samples are pinned than it looks at.
+        UsageError: If the block does not relax, fewer samples are pinned than it looks at, or its reserve is no spec.
     """
 
     def __init__(self, section: GuardSection, block: EquilibriumBlock, pinned: int) -> None:
@@ -67,6 +68,8 @@ class Guard:
                 f"the guard looks at guard.samples={section.samples} samples of the pinned batch, but "
                 f"data.evaluation_samples is {pinned}; lower the one or raise the other"
             )
+        if section.reserve is not None:
+            registry.parse(section.reserve)
         self.section = section
         self.looks: list[Look] = []
         self.stable: Look | None = None
@@ -230,10 +233,10 @@ class Guard:
         self._calm_from = self._acted = step
         self._pulse.clear()
         self._uneasy = True
-        lowered = self.levers.slow_down(trainer)
-        slower = f" and {lowered[0]}" if lowered else f", the learning rate at {trainer.lr_share:.3g} of the recipe's"
+        done = [*self.levers.slow_down(trainer), *self.levers.call(trainer)]
+        more = f", {' and '.join(done)}" if done else f", the learning rate at {trainer.lr_share:.3g} of the recipe's"
         return (
-            f"the guard rolls back from update {step} to the stable weights of update {self.stable_step}{slower} "
+            f"the guard rolls back from update {step} to the stable weights of update {self.stable_step}{more} "
             f"(rollback {self.levers.counts[ROLLED_BACK]} of {self.section.rollbacks}), because {why}"
         )
 

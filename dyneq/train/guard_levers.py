@@ -8,11 +8,12 @@ from dyneq.train.sections import GuardSection
 if TYPE_CHECKING:
     from dyneq.train.trainer import Trainer
 
-ROLLED_BACK, LOWERED, BOOSTED, TAKEN_BACK = "rolled_back", "lowered", "boosted", "taken_back"
+ROLLED_BACK, LOWERED, BOOSTED, CALLED, TAKEN_BACK = "rolled_back", "lowered", "boosted", "called", "taken_back"
 _WORDS = {
     ROLLED_BACK: "rolled back",
     LOWERED: "lowered the learning rate",
     BOOSTED: "raised the penalties' weights",
+    CALLED: "added its penalty",
     TAKEN_BACK: "took an act back",
 }
 
@@ -42,13 +43,24 @@ class Levers:
         return [f"lowers the learning rate to {share:.3g} of the recipe's"]
 
     def strengthen(self, trainer: "Trainer") -> list[str]:
-        """Raise the weights of the penalties; return what was done, nothing at the bound or without any to come."""
+        """Raise the weights of the penalties, or add the reserve; return what was done, nothing at the bound."""
+        if called := self.call(trainer):
+            return called
         before, boost = trainer.terms.boost, min(self.section.largest, trainer.terms.boost * self.section.boost)
         if not trainer.terms.act_after(trainer.step) or boost <= before:
             return []
         trainer.terms.boost = boost
         self._note(BOOSTED, before)
         return [f"raises the penalties' weights to {boost:.3g} times the recipe's"]
+
+    def call(self, trainer: "Trainer") -> list[str]:
+        """Add the reserve, for good, to a run that has no penalty to come; return what was done."""
+        reserve = self.section.reserve
+        if reserve is None or trainer.terms.act_after(trainer.step):
+            return []
+        trainer.terms.call(reserve)
+        self.counts[CALLED] += 1  # what a run could not do without is not taken back
+        return [f"adds the penalty {reserve}"]
 
     @property
     def undoable(self) -> bool:

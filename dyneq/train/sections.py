@@ -117,6 +117,9 @@ class GuardSection(Section):
     smallest: float = Field(0.05, gt=0, le=1, description="smallest share of the learning rate it goes down to")
     boost: float = Field(2.0, gt=1, description="factor on the penalties' weights when it acts")
     largest: float = Field(16.0, ge=1, description="largest factor on the penalties' weights it goes up to")
+    reserve: str | None = Field(
+        None, description="penalty, as for --reg, that it adds to a run without any before it is too late; none if None"
+    )
     recover: int = Field(100, gt=0, description="calm updates after which one act is taken back")
     blow_up: float = Field(0.5, gt=0, description="rise of the validation loss over its best, nats, that is a blow-up")
     rollbacks: int = Field(8, ge=0, description="most rollbacks of a run before it is ended")

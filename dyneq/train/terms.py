@@ -26,6 +26,7 @@ class Terms:
 
     Attributes:
         boost: Factor on every weight, which the guard may raise.
+        reserve: Spec of the penalty the guard has added; None if it has not.
         contribute: What gives a penalty's part; of the whole batch where several processes share one.
 
     Raises:
@@ -42,7 +43,31 @@ class Terms:
             )
         self.generator = torch.Generator().manual_seed(seed)
         self.boost = 1.0
+        self.reserve: str | None = None
         self.contribute: Callable[..., Contribution] = contribution
+
+    def call(self, reserve: str | None) -> None:
+        """Apply a further penalty from now on, in place of one that was called before.
+
+        Args:
+            reserve: Its spec; None for no further one.
+
+        Raises:
+            UsageError: If it is no spec, or a penalty of that name is applied anyway.
+        """
+        if reserve == self.reserve:
+            return
+        if self.reserve is not None:
+            self.penalties.pop()
+        if reserve is not None:
+            further = registry.parse(reserve)
+            if further.name in {p.name for p in self.penalties}:
+                raise UsageError(
+                    f"the guard's reserve is {further.name}, which the run has as a penalty of its own already; choose "
+                    "another guard.reserve"
+                )
+            self.penalties.append(further)
+        self.reserve = reserve
 
     def require(self, block: EquilibriumBlock, prewarm: int = 0) -> None:
         """Raise unless penalties can act on a block.
@@ -101,10 +126,11 @@ class Terms:
         return any(p.params.until is None or p.params.until > step for p in self.penalties)
 
     def state(self) -> dict[str, Any]:
-        """Return what is needed to continue: the generator, the boost, and what controllers remember."""
+        """Return what is needed to continue: the generator, what the guard did, and what penalties remember."""
         return {
             "generator": self.generator.get_state(),
             "boost": self.boost,
+            "reserve": self.reserve,
             "penalties": {p.name: state for p in self.penalties if (state := p.state())},
         }
 
@@ -112,6 +138,7 @@ class Terms:
         """Continue from what :meth:`state` gave."""
         self.generator.set_state(state["generator"])
         self.boost = state["boost"]
+        self.call(state["reserve"])
         for penalty in self.penalties:
             if penalty.name in state["penalties"]:
                 penalty.restore(state["penalties"][penalty.name])

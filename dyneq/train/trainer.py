@@ -194,7 +194,7 @@ class Trainer:
         self.stepper.restore(checkpoint.training)
         now = self.terms.state()
         then = checkpoint.training["training"]["terms"]
-        self.terms.restore({**then, "generator": now["generator"], "boost": now["boost"]})
+        self.terms.restore({**then, **{name: now[name] for name in ("generator", "boost", "reserve")}})
         self.fuse.count = 0
         self.task.interrupt()
 

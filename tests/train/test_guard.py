@@ -303,8 +303,50 @@ def test_calm_takes_the_acts_back_one_by_one(tiny: Tiny, tmp_path: Path, scripte
     assert outcome.guard == "the guard lowered the learning rate 2 times, took an act back 2 times"
 
 
+def test_a_run_without_a_penalty_gets_the_reserve_for_good(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take(system: System, depth: int, generator: torch.Generator, at: int, t1: float) -> Look:
+        return Look(at=at, samples=2, depth=depth, **seen(1.01 if at in (2, 8) else 0.96))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(guarding, "take_look", take)
+    reserve = "floss:margin=5,rest=0,every=1"
+    recipe = tiny(run={"steps": 10, "save_every": 1}, guard={**CLOSE, "every": 2, "reserve": reserve})
+    outcome = start(recipe, tmp_path / "run")
+    done = acts(tmp_path / "run")
+    assert f"adds the penalty {reserve} and lowers the learning rate to 0.5" in done[2]
+    assert "raises the penalties' weights to 2 times" in done[8]  # there is one now
+    assert not any("lowers the penalties'" in act for act in done.values())
+    records = read_log(tmp_path / "run" / "log.jsonl")
+    assert ["penalty_floss" in r for r in records[1:]] == [False] * 2 + [True] * 8
+    assert outcome.guard is not None
+    assert "added its penalty 1 time" in outcome.guard
+    for stop in (2, 3, 9):  # it is there after a resume, and not before it was called
+        stopped = tmp_path / f"stopped-{stop}"
+        with pytest.raises(KeyboardInterrupt):
+            start(recipe, stopped, hooks=Hooks(progress=StopAt(stop)))
+        resume(stopped)
+        assert contents(stopped) == contents(tmp_path / "run")
+
+
+def test_a_rollback_adds_the_reserve_and_leaves_it(tiny: Tiny, tmp_path: Path, scripted: Callable[..., None]) -> None:
+    scripted([seen(0.9), seen(0.9), seen(1.05, 0.1, 2), seen(0.9)])
+    recipe = tiny(run={"steps": 5}, guard={**CLOSE, "reserve": "floss"})
+    start(recipe, tmp_path / "run")
+    done = acts(tmp_path / "run")
+    assert "lowers the learning rate to 0.5 of the recipe's and adds the penalty floss" in done[2]
+    assert "penalty_floss_weight" in read_log(tmp_path / "run" / "log.jsonl")[3]
+
+
+def test_a_reserve_that_is_no_penalty_is_refused_before_anything_is_made(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="did you mean 'floss'"):
+        start(tiny(guard={**CLOSE, "reserve": "flos"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_taken_back_stands_where_it_stood(tiny: Tiny) -> None:
     trainer = trainer_of(tiny(penalty={"floss": {"until": 10}}))
+    assert not Levers(GuardSection(reserve="jacreg")).call(trainer)  # it has a penalty of its own
     levers = Levers(GuardSection(lower=0.5, smallest=0.3, boost=4.0, largest=6.0))
     for act in (levers.slow_down, levers.strengthen, levers.slow_down, levers.strengthen):
         assert act(trainer)

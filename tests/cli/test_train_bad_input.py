@@ -180,11 +180,14 @@ def test_a_vocabulary_that_does_not_match_on_resume(here: Path, train: Run) -> N
     assert digests(recipe.parent) == before
 
 
-@pytest.mark.parametrize("lr", ["1e30", "1e38", "1e300"])
-def test_a_learning_rate_that_overflows_at_once(here: Path, train: Run, dyneq_run: Run, lr: str) -> None:
+@pytest.mark.parametrize(
+    ("lr", "why"),
+    [("1e30", "a weight is 1.0e+30, from "), ("1e38", "no number of this precision"), ("1e300", "no number of this")],
+)
+def test_a_learning_rate_that_overflows_at_once(here: Path, train: Run, dyneq_run: Run, lr: str, why: str) -> None:
     rate = ("--set", f"optimizer.lr={lr}", "--set", "optimizer.warmup=0")
     result = train(*DATA, *rate, "--no-guard", "--set", "run.snapshots=[0]", "--run", "hot")
-    said = sentence(result, 1, "is not finite at update", "the update was not applied", "lower optimizer.lr")
+    said = sentence(result, 1, why, "at update 1", "the update was not applied", "lower optimizer.lr")
     run = here / "runs" / "hot"
     assert {p.name for p in run.iterdir()} >= {"recipe.toml", "log.jsonl", "last.pt", "step-000000.pt"}
     for file in run.glob("*.pt"):
@@ -198,9 +201,9 @@ def test_a_learning_rate_that_overflows_at_once(here: Path, train: Run, dyneq_ru
 
 
 def test_a_guard_gives_a_learning_rate_up_that_overflows_at_once(here: Path, train: Run) -> None:
-    rate = ("--set", "optimizer.lr=1e30", "--set", "optimizer.warmup=0", "--set", "guard.samples=2")
-    result = train(*DATA, *rate, "--guard", "--steps", "20", "--run", "hot")
-    sentence(result, 1, "the guard gives the run up after 8 rollbacks", "is not finite at update", "lower optimizer.lr")
+    rate = ("--set", "optimizer.lr=1e5", "--set", "optimizer.warmup=0", "--set", "guard.samples=2")
+    result = train(*DATA, *rate, "--guard", "--steps", "100", "--run", "hot")
+    sentence(result, 1, "the guard gives the run up after 8 rollbacks", "training loss is", "lower optimizer.lr")
     for file in (here / "runs" / "hot").glob("*.pt"):
         assert all(torch.isfinite(w).all() for w in load_checkpoint(file).block.state_dict().values())
 

@@ -27,8 +27,8 @@ _LEGEND = (
     "loss: last finite validation loss, nats per token, mean with 95 % interval over seeds, broken runs included; "
     "residual, worst: force residual\nat the end (median over samples), median and largest over runs; unsettled: the "
     "largest share of samples that did not settle\nin a deep evaluation (run.deep), mean over runs; rho: largest "
-    "leading multiplier in the last of these, median over runs;\ns/update: mean, time: sum of a run's updates and "
-    "looks of the guard; acts: of the guard, rollbacks among them in brackets"
+    "leading multiplier of finite states in the last, median over runs;\ns/update: mean, time: sum of a run's "
+    "updates and looks of the guard; acts: of the guard, rollbacks among them in brackets"
 )
 
 

@@ -54,7 +54,8 @@ class Guard:
         ended: Why it ended the run; None if it did not.
 
     Raises:
-        UsageError: If the block does not relax, fewer samples are pinned than it looks at, or its reserve is no spec.
+        UsageError: If the block does not relax, fewer samples are pinned than it looks at, or its reserve is no spec
+            or has a schedule.
     """
 
     def __init__(self, section: GuardSection, block: EquilibriumBlock, pinned: int) -> None:
@@ -69,7 +70,12 @@ class Guard:
                 f"data.evaluation_samples is {pinned}; lower the one or raise the other"
             )
         if section.reserve is not None:
-            registry.parse(section.reserve)
+            schedule = registry.parse(section.reserve).params
+            if schedule.start or schedule.ramp or schedule.until is not None:
+                raise UsageError(
+                    f"guard.reserve is {section.reserve!r}, whose start, ramp or until would count from the run's "
+                    "first update and not from when it is added; leave them out"
+                )
         self.section = section
         self.looks: list[Look] = []
         self.stable: Look | None = None

@@ -54,9 +54,9 @@ class Levers:
         return [f"raises the penalties' weights to {boost:.3g} times the recipe's"]
 
     def call(self, trainer: "Trainer") -> list[str]:
-        """Add the reserve, for good, to a run that has no penalty to come; return what was done."""
-        reserve = self.section.reserve
-        if reserve is None or trainer.terms.act_after(trainer.step):
+        """Add the reserve, for good, to a run that has no penalty to come, nor had it; return what was done."""
+        reserve, terms = self.section.reserve, trainer.terms
+        if reserve is None or terms.reserve == reserve or terms.act_after(trainer.step) or terms.has(reserve):
             return []
         trainer.terms.call(reserve)
         self.counts[CALLED] += 1  # what a run could not do without is not taken back
@@ -96,4 +96,5 @@ class Levers:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state` gave."""
-        self.counts, self._undoable = dict(state["counts"]), [(act, before) for act, before in state["undoable"]]
+        self.counts |= state["counts"]
+        self._undoable = [(act, before) for act, before in state["undoable"]]

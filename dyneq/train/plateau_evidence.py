@@ -70,7 +70,9 @@ def stretch(records: Iterable[Record]) -> list[Record]:
     """Return the latest records with a finite loss that belong together."""
     taken: deque[Record] = deque(maxlen=max(WINDOWS))
     for record in records:
-        if "switch" in record or "penalty_prewarm" in record or "rolled_back_to" in record:
+        act = str(record.get("act", ""))
+        back = "rolled_back_to" in record or "rolls back" in act  # older logs have the sentence alone
+        if back or "switch" in record or "penalty_prewarm" in record:
             taken.clear()
             continue
         loss, step = number(record, "loss"), number(record, "step")

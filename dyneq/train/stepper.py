@@ -80,7 +80,8 @@ class Stepper:
             if not sizes.isfinite().all():
                 wrong = "a weight is not finite"
             elif (sizes > bounds).any():
-                wrong = f"a weight is {float(sizes.max()):.1e}, from {float(_sizes(before).max()):.1e},"
+                worst = int((sizes / bounds).argmax())
+                wrong = f"a weight is {float(sizes[worst]):.1e}, from {float(before[worst].abs().max()):.1e},"
         if wrong is not None:
             with torch.no_grad():
                 for p, old in zip(self.parameters.values(), before, strict=True):

@@ -9,7 +9,7 @@ from torch import Tensor
 from dyneq.errors import UsageError
 from dyneq.gradients.base import Gradient, Grouped
 from dyneq.probes.penalties import registry
-from dyneq.probes.penalties.base import Penalty
+from dyneq.probes.penalties.base import Penalty, PenaltyParams
 from dyneq.probes.penalties.contribution import Contribution, contribution, grouped_norm
 from dyneq.systems.block import EquilibriumBlock
 from dyneq.systems.protocol import System
@@ -47,27 +47,23 @@ class Terms:
         self.contribute: Callable[..., Contribution] = contribution
 
     def call(self, reserve: str | None) -> None:
-        """Apply a further penalty from now on, in place of one that was called before.
+        """Apply a further penalty from now on, afresh, in place of one that was called before.
 
         Args:
             reserve: Its spec; None for no further one.
 
         Raises:
-            UsageError: If it is no spec, or a penalty of that name is applied anyway.
+            UsageError: If it is no spec.
         """
-        if reserve == self.reserve:
-            return
         if self.reserve is not None:
             self.penalties.pop()
         if reserve is not None:
-            further = registry.parse(reserve)
-            if further.name in {p.name for p in self.penalties}:
-                raise UsageError(
-                    f"the guard's reserve is {further.name}, which the run has as a penalty of its own already; choose "
-                    "another guard.reserve"
-                )
-            self.penalties.append(further)
+            self.penalties.append(registry.parse(reserve))
         self.reserve = reserve
+
+    def has(self, spec: str) -> bool:
+        """Whether the run has a penalty of that name."""
+        return registry.split(spec)[0] in {p.name for p in self.penalties}
 
     def require(self, block: EquilibriumBlock, prewarm: int = 0) -> None:
         """Raise unless penalties can act on a block.
@@ -123,7 +119,12 @@ class Terms:
 
     def act_after(self, step: int) -> bool:
         """Whether a penalty is still to be applied after ``step`` updates."""
-        return any(p.params.until is None or p.params.until > step for p in self.penalties)
+
+        def next_of(params: PenaltyParams) -> int:
+            done = max(0, -(-(step - params.start) // params.every))  # applications until then
+            return params.start + 1 + params.every * done
+
+        return any(p.params.until is None or next_of(p.params) <= p.params.until for p in self.penalties)
 
     def state(self) -> dict[str, Any]:
         """Return what is needed to continue: the generator, what the guard did, and what penalties remember."""
@@ -138,7 +139,7 @@ class Terms:
         """Continue from what :meth:`state` gave."""
         self.generator.set_state(state["generator"])
         self.boost = state["boost"]
-        self.call(state["reserve"])
+        self.call(state.get("reserve"))
         for penalty in self.penalties:
             if penalty.name in state["penalties"]:
                 penalty.restore(state["penalties"][penalty.name])

@@ -129,7 +129,7 @@ class Trainer:
         record: Record = {
             "step": step,
             **_scalars(gradient, norm, bare_numbers(parts) if warming else numbers(parts, gradient.parameters)),
-            **self.terms.weights(step),
+            **({} if warming else self.terms.weights(step)),
             "lr": lr,
         }
         if self.recipe.stability.gate is not None:
@@ -178,6 +178,8 @@ class Trainer:
         """Count an update that could not be applied, its batch spent; return a sentence if the estimator changes."""
         self._draw()
         self.step += 1
+        if self.step == self.recipe.stability.prewarm:
+            self.stepper.forget()
         return self.task.advance(self.step)
 
     def roll_back(self, checkpoint: Checkpoint, weights: dict[str, Tensor]) -> None:
@@ -195,6 +197,8 @@ class Trainer:
         now = self.terms.state()
         then = checkpoint.training["training"]["terms"]
         self.terms.restore({**then, **{name: now[name] for name in ("generator", "boost", "reserve")}})
+        if checkpoint.step < self.recipe.stability.prewarm <= self.step:
+            self.stepper.forget()  # moments of another gradient, and there is no pre-warm to come
         self.fuse.count = 0
         self.task.interrupt()
 

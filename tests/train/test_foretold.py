@@ -13,19 +13,21 @@ from dyneq.train.recipe import Recipe
 Tiny = Callable[..., Recipe]
 
 CASES = [
-    ({"switch": [{"gradient": "aep", "at": 7}]}, "the gradient aep, due from update 7"),
-    ({"penalty": {"floss": {"start": 6}}}, "the penalty floss, which rests for start=6"),
-    ({"stability": {"prewarm": 6}}, "the task's own gradient after stability.prewarm=6"),
-    ({"optimizer": {"warmup": 7}}, "the full learning rate after optimizer.warmup=7"),
+    ({"switch": [{"gradient": "aep", "at": 7}]}, "the gradient aep, due from update 7", 7),
+    ({"penalty": {"floss": {"start": 6}}}, "the penalty floss, which rests for start=6", 7),
+    ({"stability": {"prewarm": 6}, "optimizer": {"warmup": 1}}, "the task's own gradient after stability.prewarm=6", 7),
+    ({"optimizer": {"warmup": 7}}, "the full learning rate after optimizer.warmup=7", 7),
 ]
 
 
-@pytest.mark.parametrize(("setting", "words"), CASES)
-def test_what_begins_after_the_last_update_is_said(tiny: Tiny, setting: dict[str, object], words: str) -> None:
+@pytest.mark.parametrize(("setting", "words", "enough"), CASES)
+def test_what_begins_after_the_last_update_is_said(
+    tiny: Tiny, setting: dict[str, object], words: str, enough: int
+) -> None:
     (found,) = idle(tiny(run={"steps": 6}, **setting))
     assert words in found
     assert found.startswith("run.steps=6 ends the run before ")
-    assert idle(tiny(run={"steps": 10}, **setting)) == []
+    assert idle(tiny(run={"steps": enough}, **setting)) == []
 
 
 def test_a_run_says_so_as_it_begins(tiny: Tiny, tmp_path: Path) -> None:

@@ -55,6 +55,15 @@ def test_the_log_has_the_weights_that_hold_and_what_controllers_say() -> None:
     }
 
 
+def test_whether_a_penalty_is_still_to_come() -> None:
+    terms = Terms({"floss": {"start": 2, "every": 3, "until": 10}}, 0)  # applied in 3, 6 and 9
+    applied = [step for step in range(1, 15) if terms.penalties[0].params.factor(step)]
+    assert applied == [3, 6, 9]
+    assert [terms.act_after(step) for step in range(12)] == [any(a > step for a in applied) for step in range(12)]
+    assert Terms({"floss": {}}, 0).act_after(10**6)
+    assert not Terms({}, 0).act_after(0)
+
+
 def test_a_guarded_run_whose_first_update_breaks_says_so(tiny: Callable[..., Recipe], tmp_path) -> None:
     recipe = tiny(guard={"enabled": True}, optimizer={"lr": 1e60, "warmup": 0})
     outcome = start(recipe, tmp_path / "run")

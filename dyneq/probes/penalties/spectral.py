@@ -164,7 +164,7 @@ class Spectral(Penalty):
                 value = value + moved - moved.detach()
             value = value * (len(held.z) / held.given)
         measure = moduli.amax(1)
-        active = (value.detach() > 0).to(value.dtype).mean()
+        active = (value.detach() > 0).to(value.dtype).sum() / held.given
         return Measured(value, torch.where(measure.isinf(), torch.nan, measure), active)
 
     def state(self) -> dict[str, Any]:
@@ -203,4 +203,6 @@ def _unpacked(stored: dict[str, Any], like: BoundBlock) -> _Held:
     system = like.block.bind(stored["tokens"], stored["targets"], eps=like.eps)
     arrays = {name: stored[name].numpy() for name in _ARRAYS}
     modes = LeadingModes(right=stored["right"], left=stored["left"], overlap=stored["overlap"], **arrays)
-    return _Held(system, stored["z"], modes, stored["rows"], stored["given"], stored["a"], stored["age"])
+    return _Held(
+        system, stored["z"], modes, stored["rows"], stored.get("given", len(stored["z"])), stored["a"], stored["age"]
+    )

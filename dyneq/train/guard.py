@@ -197,8 +197,9 @@ class Guard:
         if last:
             return None  # there is no update left for which anything else would matter
         if verdict.mood is Mood.CALM:
-            calm = step - self._calm_from
-            if calm < self.section.recover * (1 + self.levers.counts[ROLLED_BACK]) or not self.levers.undoable:
+            calm, safe = step - self._calm_from, self.looks[-1].modulus < NEAR
+            long = calm >= self.section.recover * (1 + self.levers.counts[ROLLED_BACK])
+            if not (long and safe and self.levers.undoable):
                 return None
             self._calm_from = step
             return f"the guard {self.levers.take_back(trainer)}, because {calm} updates were calm ({self.looks[-1]})"

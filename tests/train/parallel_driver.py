@@ -29,7 +29,7 @@ def directions(recipe: Recipe) -> list[tuple[Record, Grouped]]:
     """Return the numbers of some updates and what they would move the weights along; the weights stay."""
     trainer = Trainer(recipe, load_corpus(recipe.data.corpus, recipe.data.file, recipe.data.validation))
     found: list[Grouped] = []
-    trainer.stepper.apply = lambda direction, norm, lr: found.append(direction) is None
+    trainer.stepper.apply = lambda direction, norm, lr: found.append(direction)
     return list(zip([trainer.update() for _ in range(UPDATES)], found, strict=True))
 
 

@@ -30,6 +30,21 @@ _LEGEND = (
     "leading multiplier of finite states in the last, median over runs;\ns/update: mean, time: sum of a run's "
     "updates and looks of the guard; acts: of the guard, rollbacks among them in brackets"
 )
+_HEAD = [
+    "arm",
+    "lr",
+    "runs",
+    "broke",
+    "loss",
+    "best",
+    "residual",
+    "worst",
+    "unsettled",
+    "rho",
+    "s/update",
+    "time",
+    "acts",
+]
 
 
 @click.command()
@@ -280,8 +295,7 @@ def _print(runs: list[dict[str, Any]], against: str | None) -> None:
 
     if not runs:
         return
-    head = ["arm", "lr", "runs", "broke", "loss", "best", "residual", "worst", "unsettled", "rho", "s/update", "time"]
-    head.append("acts")
+    head = [*_HEAD]
     found = rows(runs, against)
     lines = []
     for row in found:

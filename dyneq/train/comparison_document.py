@@ -2,7 +2,7 @@
 
 One JSON object, every run on a line of its own so that a committed one is read as a diff::
 
-    schema        1
+    schema        2
     command       "compare"
     command_line  what made it, without the options that change no number
     made_with     versions of dyneq, torch and Python, threads of each run, workers side by side
@@ -23,7 +23,7 @@ from typing import Any
 from dyneq.errors import DyneqError
 from dyneq.files import write_atomically
 
-SCHEMA = 1
+SCHEMA = 2
 
 #: What of a run the table is made from.
 _NUMBERS = (

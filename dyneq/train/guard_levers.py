@@ -56,9 +56,9 @@ class Levers:
     def call(self, trainer: "Trainer") -> list[str]:
         """Add the reserve, for good, to a run that has no penalty to come, nor had it; return what was done."""
         reserve, terms = self.section.reserve, trainer.terms
-        if reserve is None or terms.reserve == reserve or terms.act_after(trainer.step) or terms.has(reserve):
+        if reserve is None or terms.act_after(trainer.step) or terms.has(reserve):
             return []
-        trainer.terms.call(reserve)
+        terms.call(reserve)
         self.counts[CALLED] += 1  # what a run could not do without is not taken back
         return [f"adds the penalty {reserve}"]
 

@@ -121,7 +121,7 @@ class Stepper:
 
 def _sizes(tensors: list[Tensor]) -> Tensor:
     """Return the largest modulus of each tensor; NaN where it holds one."""
-    return torch.stack(torch._foreach_norm(tensors, float("inf")))
+    return torch.stack([torch.linalg.vector_norm(tensor, torch.inf) for tensor in tensors])
 
 
 def _mup_scales(groups: Mapping[str, Mapping[str, Tensor]], base: int | None, channels: int | None) -> dict[str, float]:

@@ -218,9 +218,10 @@ class Trainer:
         Returns:
             ``validation_loss`` (nats per token), ``validation_force_residual`` (median over samples) and its ``_max``;
             and ``validation_loss_per_character`` where a token is no character and every token is predicted. With
-            ``run.deep``, also ``validation_unsettled``, the share of its first ``run.deep_samples`` samples whose force
-            residual is still above :data:`SETTLED` after so many steps, ``validation_deep_residual``, their median, and
-            ``validation_multiplier``, their largest leading multiplier there (NaN if no state is finite).
+            ``run.deep``, of a block that relaxes, also ``validation_unsettled``, the share of its first
+            ``run.deep_samples`` samples whose force residual is still above :data:`SETTLED` after so many steps,
+            ``validation_deep_residual``, their median, and ``validation_multiplier``, their largest leading multiplier
+            there (NaN if no state is finite).
         """
         batch, block = self.evaluation, self.stepper.average or self.block
         with torch.no_grad():
@@ -228,13 +229,13 @@ class Trainer:
             relaxed = relax(system, self.recipe.run.relaxation)
             loss, residual = system.loss(relaxed.z).mean(), relaxed.residuals.force
             found = torch.stack([loss, residual.median(), residual.max()]).tolist()
-            if self.recipe.run.deep is not None:
+            if self.recipe.run.deep is not None and block.relaxes:
                 first = torch.arange(min(self.recipe.run.deep_samples, len(relaxed.z)), device=self.device)
-                further = max(0, self.recipe.run.deep - self.recipe.run.relaxation)
-                deep = relax(system.select(first), further, start=relaxed.z[first])
+                further, few = max(0, self.recipe.run.deep - self.recipe.run.relaxation), system.select(first)
+                deep = relax(few, further, start=relaxed.z[first])
                 late = deep.residuals.force
                 found += [float((~(late <= SETTLED)).float().mean()), float(late.median())]
-                found.append(leading_modulus(system.select(first), deep.z, torch.Generator().manual_seed(0)))
+                found.append(leading_modulus(few, deep.z, torch.Generator().manual_seed(0)))
         names = (
             "validation_loss",
             "validation_force_residual",

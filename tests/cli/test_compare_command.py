@@ -83,7 +83,7 @@ def test_arms_by_seeds_in_one_table_found_again_and_shown_again(here, dyneq_run,
              for s in (0, 1)}  # fmt: skip
     assert {path.name for path in (here / "runs").iterdir()} == names
     document = json.loads((here / "r.json").read_text(), parse_constant=lambda name: pytest.fail(name))
-    assert (document["schema"], document["command"], document["status"]) == (1, "compare", "complete")
+    assert (document["schema"], document["command"], document["status"]) == (2, "compare", "complete")
     assert document["made_with"].keys() == {"dyneq", "torch", "python", "threads", "workers"}
     assert len(document["runs"]) == 12
     for run in document["runs"]:

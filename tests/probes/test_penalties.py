@@ -50,6 +50,22 @@ def slope_of(value, parameters, direction, h=1e-4):
     return (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
 
 
+def derivatives_of(system, penalty, z, h=1e-4):
+    """The penalty's derivative along a direction of the parameters, its difference there, its value, and its gradient.
+
+    The state is frozen.
+    """
+    found = bare_gradient(penalty, system, z, seeded())
+    parameters, direction = direction_of(system)
+
+    def value():
+        moved = system.block.bind(system.tokens, system.targets, eps=system.eps)
+        return float(penalty.measure(moved, z, seeded()).value.detach().mean())
+
+    along = float(flat(found.parameters) @ torch.cat([d.flatten() for d in direction]))
+    return along, slope_of(value, parameters, direction, h), value(), found
+
+
 #: Specs under which the term is active at the states below.
 ACTIVE = [
     "resreg",
@@ -66,19 +82,11 @@ ACTIVE = [
 @pytest.mark.parametrize("spec", ACTIVE)
 def test_gradients_are_finite_differences_at_the_frozen_state(spec):
     system, penalty = build(gain=2.0), registry.parse(spec)
-    z = relax(system, 7).z.detach()
-    found = bare_gradient(penalty, system, z, seeded())
-    parameters, direction = direction_of(system)
-
-    def value():
-        moved = system.block.bind(system.tokens, system.targets, eps=system.eps)
-        return float(penalty.measure(moved, z, seeded()).value.detach().mean())
-
-    expected = float(flat(found.parameters) @ torch.cat([d.flatten() for d in direction]))
-    assert abs(expected) > 1e-4
+    along, slope, value, found = derivatives_of(system, penalty, relax(system, 7).z.detach())
+    assert abs(along) > 1e-4
     # h^4 = 1e-16 times a fifth derivative of the order of 1e6 for eigenvalues; rounding 1e-13/h
-    assert abs(slope_of(value, parameters, direction) - expected) <= 1e-7 * abs(expected)
-    assert float(found.value) == pytest.approx(value(), rel=1e-12)
+    assert abs(slope - along) <= 1e-7 * abs(along)
+    assert float(found.value) == pytest.approx(value, rel=1e-12)
     assert penalty.random == (spec.startswith("jacreg"))
 
 

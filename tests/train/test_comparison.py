@@ -197,7 +197,7 @@ def test_a_folder_with_another_recipe_is_refused(tiny: Tiny, tmp_path: Path) -> 
 
 
 DOCUMENT: dict[str, Any] = {
-    **{"schema": 1, "command": "compare", "command_line": "dyneq compare a", "status": "complete", "failed": []},
+    **{"schema": 2, "command": "compare", "command_line": "dyneq compare a", "status": "complete", "failed": []},
     "runs": [run("a", 0, 2.0), {**run("a", 1, 2.5), "final_loss": None}],
 }
 
@@ -215,7 +215,7 @@ def test_a_document_reads_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 2}, "has the schema 2, but this version of dyneq reads 1"),
+        ({"schema": 1}, "has the schema 1, but this version of dyneq reads 2"),
         ({"command": "train"}, "no results document of a comparison"),
         ({"runs": 3}, "is damaged"),
         ({"runs": [{}]}, "damaged: it lacks"),

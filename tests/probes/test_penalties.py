@@ -330,8 +330,11 @@ def test_what_is_held_counts_samples_that_are_lost_as_nothing():
     z = relax(system, 20).z.detach()
     z[1] = math.nan
     penalty = registry.parse("spectral:further=5,bound=0.5")
-    expected = float(penalty.measure(system, z, seeded()).value.detach().mean())
+    kept = torch.tensor([0, 2])
+    rest = registry.parse("spectral:further=5,bound=0.5").measure(system.select(kept), z[kept], seeded())
+    expected = float(rest.value.detach().sum()) / 3
     assert expected > 0
+    assert float(penalty.measure(system, z, seeded()).value.detach().mean()) == pytest.approx(expected, rel=1e-12)
     copy = registry.parse("spectral:further=5,bound=0.5")
     for own in (penalty, penalty, copy):  # taken, held, and held after a resume
         if own is copy:

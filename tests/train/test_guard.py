@@ -356,6 +356,7 @@ def test_a_rollback_forgets_what_the_reserve_has_seen_since(
     assert min(acts(tmp_path / "run")) == 2
     records = read_log(tmp_path / "run" / "log.jsonl")
     assert records[5]["rolled_back_to"] == 1
+    assert "adds" not in records[5]["act"]  # it is there already, and stays through the rollback
     assert records[5]["penalty_jacreg_controller"] > 1.0
     kept = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["training"]["terms"]
     assert kept["reserve"] == reserve

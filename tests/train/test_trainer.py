@@ -132,8 +132,9 @@ def test_a_run_leaves_what_it_says(tiny: Tiny, tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_an_update_that_is_not_finite_is_not_applied(tiny: Tiny, tmp_path: Path, value: float) -> None:
     # 1e30 is finite in float32, but Adam's second moment of it is not: it would freeze that weight for good
-    clean = start(tiny(run={"steps": 2}), tmp_path / "clean")
-    broken = start(tiny(), tmp_path / "broken", hooks=Hooks(penalties=[Poison(3, value=value)]))
+    floss = {"floss": {"samples": 1, "every": 1, "margin": 5.0, "rest": 0.0}}  # draws a sample in every update
+    clean = start(tiny(run={"steps": 2}, penalty=floss), tmp_path / "clean")
+    broken = start(tiny(penalty=floss), tmp_path / "broken", hooks=Hooks(penalties=[Poison(3, value=value)]))
     assert broken.ending is Ending.NON_FINITE
     assert broken.step == 2
     assert "the gradient is not finite at update 3" in broken.sentence
@@ -143,7 +144,7 @@ def test_an_update_that_is_not_finite_is_not_applied(tiny: Tiny, tmp_path: Path,
     assert (last["step"], last["status"]) == (3, "non-finite")
     # what was kept continues as if the update had never been tried
     rest = resume(tmp_path / "broken")
-    whole = start(tiny(), tmp_path / "whole")
+    whole = start(tiny(penalty=floss), tmp_path / "whole")
     assert rest.ending is Ending.COMPLETED
     assert rest.snapshot.name == whole.snapshot.name
     a, b = (load_checkpoint(o.snapshot).block.state_dict() for o in (rest, whole))

@@ -182,3 +182,11 @@ def test_weights_that_overflow_are_taken_back(tiny: Tiny, tmp_path: Path) -> Non
     for file in (outcome.snapshot, tmp_path / "run" / "last.pt"):
         assert load_checkpoint(file).step == outcome.step  # refuses non-finite weights
     assert resume(tmp_path / "run").sentence == outcome.sentence
+
+
+def test_only_a_block_that_relaxes_has_a_deep_evaluation(tiny: Tiny) -> None:
+    names = {"validation_unsettled", "validation_deep_residual", "validation_multiplier"}
+    for kind, expected in (("thick", names), ("bp", set())):
+        recipe = tiny("bptt1", block={"kind": kind}, run={"deep": 20})
+        found = trainer_of(recipe).evaluate()
+        assert names & found.keys() == expected

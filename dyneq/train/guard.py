@@ -131,7 +131,7 @@ class Guard:
                 record["rolled_back_to"] = self.stable_step
             if not verdict.soon:  # what is about to be lost is no place to go back to
                 self._remember(trainer, shelf)
-            record |= self.levers.settings(trainer)
+            record |= {"guard_stable_step": self.stable_step, **self.levers.settings(trainer)}
         for name, (found, best) in losses.items():
             self._bests[name] = found if found < best else best
         return rolled_back

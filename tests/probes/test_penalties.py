@@ -189,6 +189,30 @@ def test_a_task_scaled_term_has_its_share_of_the_tasks_norm():
     assert float(grouped_norm(silent.parameters)) == 0
 
 
+@pytest.mark.parametrize("spec", ["resreg:dead=0", "resreg:dead=0,through=3"])
+def test_a_sample_that_overflows_leaves_resreg_to_the_others(spec):
+    system, z = build(samples=3, gain=2.0), relax(build(samples=3, gain=2.0), 7).z.detach()
+    z[1] = torch.inf
+    found = bare_gradient(registry.parse(spec), system, z, seeded())
+    others = torch.tensor([0, 2])
+    part = bare_gradient(registry.parse(spec), system.select(others), z[others], seeded())
+    torch.testing.assert_close(flat(found.parameters), flat(part.parameters) * 2 / 3, rtol=1e-12, atol=1e-16)
+    assert float(flat(found.parameters).norm()) > 0
+    torch.testing.assert_close(found.measure[others], part.measure, rtol=1e-14, atol=0)
+    assert found.measure.isnan().tolist() == [False, True, False]
+    alone = bare_gradient(registry.parse(spec), system.select(torch.tensor([1])), z[1:2], seeded())
+    assert float(alone.value) == 0
+    assert float(flat(alone.parameters).abs().max()) == 0
+
+
+@pytest.mark.parametrize("big", [3e30, 1.0, 1e-22, 3e-30])
+def test_the_norm_of_a_gradient_is_finite_wherever_its_entries_are(big):
+    gradient = {"a": {"w": torch.full((3, 4), big)}, "b": {"v": torch.tensor([-2 * big])}}
+    assert float(grouped_norm(gradient)) == pytest.approx(4 * big, rel=1e-6)
+    gradient["b"]["v"] = torch.tensor([torch.inf])
+    assert not math.isfinite(float(grouped_norm(gradient)))
+
+
 def test_a_limit_bounds_the_norm_and_keeps_the_direction():
     system = build(gain=2.0)
     z = relax(system, 7).z.detach()

@@ -497,6 +497,9 @@ def test_weights_that_settle_and_compute_nonsense_are_kept_as_no_stable_ones(
     first = records[0]["guard_loss"]
     assert any(float(r["loss"]) > first + 100 for r in records if "loss" in r)  # it went astray
     assert any("rolled_back_to" in r for r in records)
+    kept = [r["guard_stable_step"] for r in records if "guard_stable_step" in r]
+    assert [f.name for f in (tmp_path / "run").glob("stable-*.pt")] == [f"stable-{kept[-1]:06d}.pt"]
+    assert len(set(kept)) < len(kept)  # a look whose loss was astray is none to go back to
     for file in (tmp_path / "run").glob("stable-*.pt"):
         fresh = trainer_of(recipe)
         fresh.restore(*_state(file))

@@ -46,12 +46,30 @@ class Resreg(Penalty):
     units = "1"
 
     def measure(self, system: System, z: Tensor, generator: torch.Generator) -> Measured:
-        """Return the term; its measure is the squared step residual the probe ``residual`` reports, so much deeper."""
+        """Return the term; its measure is the squared step residual the probe ``residual`` reports, so much deeper.
+
+        A sample that overflows on the way has no measure (NaN) and adds nothing to the value.
+        """
         with torch.no_grad():
             force = residuals(system, z).force
         with torch.enable_grad():
-            squared = resreg(system, z, self.params.through)
+            squared = _finite_ones(system, z, self.params.through)
             late = force > self.params.dead
-            value = torch.where(late, torch.where(late, squared, torch.zeros_like(squared)), torch.zeros_like(squared))
+            counts = late & ~squared.isnan()
+            value = torch.where(
+                counts, torch.where(counts, squared, torch.zeros_like(squared)), torch.zeros_like(squared)
+            )
         reach = torch.where(late, (force / self.params.full).clamp(max=1.0), torch.zeros_like(force))
         return Measured(value, squared.detach(), reach.mean())
+
+
+def _finite_ones(system: System, z: Tensor, through: int) -> Tensor:
+    """Return the squared step residual ``[sample]``; NaN, without a derivative, where it is not finite."""
+    squared = resreg(system, z, through)
+    finite = squared.isfinite()
+    if finite.all():
+        return squared
+    # left in the graph, such a sample would make the derivative of every other one NaN
+    index = finite.nonzero().flatten()
+    out = torch.full_like(squared, torch.nan)
+    return out if not len(index) else out.index_put((index,), resreg(system.select(index), z[index], through))

@@ -31,7 +31,7 @@ class SpectralParams(PenaltyParams):
     )
     every: int = Field(3, gt=0, description="updates from one application to the next")
     refresh: int = Field(
-        7,
+        8,
         gt=0,
         description="applications for which samples, state and vectors are held; weights are always the present ones",
     )

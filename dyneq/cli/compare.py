@@ -68,7 +68,11 @@ _HEAD = [
 @click.option("--into", metavar="DIR", help="Folder of the run folders.  [default: compare/RECIPE+RECIPE...]")
 @click.option("--against", metavar="ARM", help="Add the paired difference in loss to this arm.")
 @click.option("--out", metavar="FILE.json", help="Keep the results document, with curves.")
-@click.option("--show", metavar="FILE.json", help="Print the table of a results document again; nothing is trained.")
+@click.option(
+    "--show",
+    metavar="FILE.json",
+    help="Print the table of a results document again, of all its runs or those with --seeds and --lr.",
+)
 @store_option
 @quiet_option
 @json_option
@@ -100,12 +104,17 @@ def compare(
     \b
     dyneq compare no-penalty floss bptt --seeds 3 --lr 3e-3 --lr 6e-3 --workers 2
     dyneq compare bptt-rescue --seeds 0,1 --out rescue.json
-    dyneq compare --show rescue.json --against bptt-rescue-ceiling8
+    dyneq compare --show rescue.json --against bptt-rescue-ceiling8 --seed 1
     """  # noqa: D301
     if show is not None:
         if recipes:
             raise UsageError("--show prints the table of a file, so it takes no recipes; leave one of the two out")
-        return _show(Path(show), against, as_json)
+        given = {"--steps": steps, "--data": data, "--set": assignments, "--into": into, "--out": out}
+        unused = [option for option, value in given.items() if value]
+        if unused:
+            raise UsageError(f"--show prints the table of a file and trains nothing; leave {', '.join(unused)} out")
+        chosen = _seeds(seeds, single) if seeds is not None or single else None
+        return _show(Path(show), chosen, lrs, against, as_json)
     if not recipes:
         raise UsageError("nothing to compare; name recipes (`dyneq list recipes`) or TOML files, or --show FILE.json")
     from dyneq.catalog.store import Store
@@ -273,11 +282,21 @@ def _command_line(params: dict[str, Any]) -> str:
     return shlex.join(words)
 
 
-def _show(path: Path, against: str | None, as_json: bool) -> int:
+def _show(path: Path, seeds: list[int] | None, lrs: tuple[float, ...], against: str | None, as_json: bool) -> int:
     from dyneq.train import comparison_document
     from dyneq.train.comparison import rows
 
     document = comparison_document.read(path)
+    for key, wanted in (("seed", seeds), ("lr", lrs or None)):
+        if wanted is None:
+            continue
+        there = sorted({run[key] for run in document["runs"]})
+        missing = [value for value in wanted if value not in there]
+        if missing:
+            raise UsageError(
+                f"{path} has no run with the {key} {missing[0]:g}; it has {', '.join(f'{value:g}' for value in there)}"
+            )
+        document["runs"] = [run for run in document["runs"] if run[key] in wanted]
     _require_arm(against, [run["arm"] for run in document["runs"]])
     if as_json:
         document["results"] = rows(document["runs"], against)

@@ -108,6 +108,17 @@ def test_arms_by_seeds_in_one_table_found_again_and_shown_again(here, dyneq_run,
     assert table == out
     assert command.startswith("dyneq compare plain.toml held.toml --seeds 0,1 --lr 0.01 --lr 0.001")
     assert dyneq_json("compare", "--show", "r.json", "--against", "plain")["results"] == document["results"]
+    alone = dyneq_json(*asked[:3], "--seed", "1", "--lr", "1e-3", "--against", "plain", "--into", "runs")
+    chosen = ("compare", "--show", "r.json", "--against", "plain", "--seed", "1", "--lr", "1e-3")
+    assert dyneq_json(*chosen)["results"] == alone["results"]
+    assert dyneq_json(*chosen)["runs"] == alone["runs"]
+    for wrong, what in (
+        (("--seeds", "1,7"), "the seed 7; it has 0, 1"),
+        (("--lr", "3"), "the lr 3; it has 0.001, 0.01"),
+        (("--steps", "3", "--set", "a=1"), "trains nothing; leave --steps, --set out"),
+    ):
+        code, out, err = dyneq_run("compare", "--show", "r.json", *wrong)
+        assert (code, out, what in err, err.count("\n")) == (2, "", True, 1)
     code, _, err = dyneq_run("compare", "--show", "r.json", "--against", "plane")
     assert (code, "did you mean 'plain'" in err) == (2, True)
     assert dyneq_run("catalog", "list")[1].count("held-floss0.1-lr0.01-seed1") == 1

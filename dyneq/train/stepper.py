@@ -48,6 +48,15 @@ class Stepper:
             self.average = copy.deepcopy(block).requires_grad_(False)
             self._averaged = dict(self.average.named_parameters())
 
+    def refuses(self, norm: Tensor) -> str | None:
+        """Return why a gradient of that norm is none to step along, None if it is one."""
+        if not norm.isfinite():
+            return "the gradient is not finite"
+        clip = self.section.clip
+        taken = norm if clip is None else norm.clamp(max=clip)
+        # Adam's second moment would be infinite, and the weight never move again
+        return None if taken.square().isfinite() else "the gradient has a square that is not finite"
+
     def apply(self, direction: Grouped, norm: Tensor, lr: float) -> str | None:
         """Step along a gradient, or change nothing and return what would be wrong with a weight afterwards.
 

@@ -134,8 +134,7 @@ class Trainer:
         }
         if self.recipe.stability.gate is not None:
             record["nudge_skipped"] = int(skipped)
-        broken = [what for what in ("loss", "gradient_norm") if not math.isfinite(record[what])]
-        wrong = f"the {broken[0].removesuffix('_norm')} is not finite" if broken else None
+        wrong = self.stepper.refuses(norm) if math.isfinite(record["loss"]) else "the loss is not finite"
         if wrong is None and (norm > 0 or not warming):  # nothing to contract: not even weight decay then
             wrong = self.stepper.apply(direction, norm, lr)
         if wrong is not None:

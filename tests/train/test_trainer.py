@@ -1,6 +1,7 @@
 """Updates, penalties, and what happens when numbers stop being finite."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,7 +138,8 @@ def test_an_update_that_is_not_finite_is_not_applied(tiny: Tiny, tmp_path: Path,
     broken = start(tiny(penalty=floss), tmp_path / "broken", hooks=Hooks(penalties=[Poison(3, value=value)]))
     assert broken.ending is Ending.NON_FINITE
     assert broken.step == 2
-    assert "the gradient is not finite at update 3" in broken.sentence
+    what = "has a square that is not finite" if math.isfinite(value) else "is not finite"
+    assert f"the gradient {what} at update 3" in broken.sentence
     kept, expected = load_checkpoint(broken.snapshot), load_checkpoint(clean.snapshot)
     assert all(torch.equal(kept.block.state_dict()[n], w) for n, w in expected.block.state_dict().items())
     last = json.loads((tmp_path / "broken" / "log.jsonl").read_text().splitlines()[-1])
@@ -149,6 +151,15 @@ def test_an_update_that_is_not_finite_is_not_applied(tiny: Tiny, tmp_path: Path,
     assert rest.snapshot.name == whole.snapshot.name
     a, b = (load_checkpoint(o.snapshot).block.state_dict() for o in (rest, whole))
     assert all(torch.equal(a[n], b[n]) for n in a)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_clipped_to_its_norm_a_huge_gradient_does_no_harm(tiny: Tiny, tmp_path: Path, clip: float | None) -> None:
+    recipe = tiny(run={"steps": 6}, optimizer={"clip": clip})
+    outcome = start(recipe, tmp_path / "run", hooks=Hooks(penalties=[Poison(3, value=1e30)]))
+    assert outcome.ending is (Ending.NON_FINITE if clip is None else Ending.COMPLETED)
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["optimizer"]["state"]
+    assert all(moments["exp_avg_sq"].isfinite().all() for moments in state.values())
 
 
 def test_what_cannot_be_computed_ends_a_run_with_the_weights_before_it(tiny: Tiny, tmp_path: Path) -> None:

@@ -293,9 +293,7 @@ def _show(path: Path, seeds: list[int] | None, lrs: tuple[float, ...], against: 
         there = sorted({run[key] for run in document["runs"]})
         missing = [value for value in wanted if value not in there]
         if missing:
-            raise UsageError(
-                f"{path} has no run with the {key} {missing[0]:g}; it has {', '.join(f'{value:g}' for value in there)}"
-            )
+            raise UsageError(f"{path} has no run with the {key} {missing[0]}; it has {', '.join(map(str, there))}")
         document["runs"] = [run for run in document["runs"] if run[key] in wanted]
     _require_arm(against, [run["arm"] for run in document["runs"]])
     if as_json:

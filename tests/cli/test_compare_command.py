@@ -114,7 +114,7 @@ def test_arms_by_seeds_in_one_table_found_again_and_shown_again(here, dyneq_run,
     assert dyneq_json(*chosen)["runs"] == alone["runs"]
     for wrong, what in (
         (("--seeds", "1,7"), "the seed 7; it has 0, 1"),
-        (("--lr", "3"), "the lr 3; it has 0.001, 0.01"),
+        (("--lr", "3"), "the lr 3.0; it has 0.001, 0.01"),
         (("--steps", "3", "--set", "a=1"), "trains nothing; leave --steps, --set out"),
     ):
         code, out, err = dyneq_run("compare", "--show", "r.json", *wrong)

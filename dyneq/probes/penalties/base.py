@@ -141,4 +141,4 @@ class Penalty(ABC):
 def hinge(excess: Tensor) -> Tensor:
     """Return max(excess, 0), 0 where it is NaN; the derivative within the dead band is exactly 0."""
     active = excess > 0
-    return torch.where(active, torch.where(active, excess, torch.zeros_like(excess)), torch.zeros_like(excess))
+    return torch.where(active, excess, torch.zeros_like(excess))

@@ -160,12 +160,12 @@ def grouped_norm(gradient: Grouped) -> Tensor:
     """Return the Euclidean norm of a whole gradient, a scalar, also where squares of its entries over- or underflow."""
     tensors = [value for members in gradient.values() for value in members.values()]
 
-    def norm(scale: Tensor | float) -> Tensor:
-        return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(value / scale) for value in tensors]))
+    def norm(parts: list[Tensor]) -> Tensor:
+        return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in parts]))
 
-    found = norm(1.0)
+    found = norm(tensors)
     info = torch.finfo(found.dtype)
     if found.isfinite() and found > info.tiny**0.5 / info.eps:
         return found
     largest = torch.stack([value.abs().amax() for value in tensors]).amax()
-    return norm(largest) * largest if largest > 0 else largest
+    return norm([value / largest for value in tensors]) * largest if largest > 0 else largest

@@ -55,10 +55,7 @@ class Resreg(Penalty):
         with torch.enable_grad():
             squared = _finite_ones(system, z, self.params.through)
             late = force > self.params.dead
-            counts = late & ~squared.isnan()
-            value = torch.where(
-                counts, torch.where(counts, squared, torch.zeros_like(squared)), torch.zeros_like(squared)
-            )
+            value = torch.where(late & ~squared.isnan(), squared, torch.zeros_like(squared))
         reach = torch.where(late, (force / self.params.full).clamp(max=1.0), torch.zeros_like(force))
         return Measured(value, squared.detach(), reach.mean())
 

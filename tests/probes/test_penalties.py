@@ -16,6 +16,7 @@ from dyneq.probes.penalties.base import hinge
 from dyneq.probes.penalties.contribution import bare_gradient, contribution, grouped_norm
 from dyneq.probes.penalties.jacreg import Jacreg, JacregParams
 from dyneq.probes.registry import run_probe
+from dyneq.systems.analytic.linear import LinearFlow
 from tests.dynamics.conftest import build
 
 F64 = torch.float64
@@ -203,6 +204,16 @@ def test_a_sample_that_overflows_leaves_resreg_to_the_others(spec):
     alone = bare_gradient(registry.parse(spec), system.select(torch.tensor([1])), z[1:2], seeded())
     assert float(alone.value) == 0
     assert float(flat(alone.parameters).abs().max()) == 0
+
+
+def test_a_sample_that_overflows_on_its_way_through_further_steps_adds_nothing():
+    matrices = torch.tensor([[[2.0]], [[1e60]], [[3.0]]], dtype=F64)
+    system, z = LinearFlow(matrices, torch.ones(3, 1, dtype=F64), eps=1.0), torch.ones(3, 1, dtype=F64)
+    assert residuals(system, z).force.isfinite().all()
+    found = registry.parse("resreg:through=3").measure(system, z, seeded())
+    assert found.value.tolist() == [4.0, 0.0, 9.0]  # (eps a)^2, at any depth
+    assert found.measure.isnan().tolist() == [False, True, False]
+    assert float(found.severity) == 1.0  # it is as late as the others
 
 
 @pytest.mark.parametrize("big", [3e30, 1.0, 1e-22, 3e-30])
